@@ -1,0 +1,239 @@
+"""The records that flow from stage to stage, and the closed list of loss reasons."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import av
+
+LOSS_REASONS = (
+    "unreadable",
+    "no_video_stream",
+    "forbidden_format",
+    "forbidden_codec",
+    "no_decoder",
+    "encrypted",
+    "too_large",
+    "too_short",
+    "corrupt_frames",
+    "truncated",
+    "fewer_frames_than_planned",
+    "size_changed",
+    "unsupported_colour",
+    "nonfinite_latent",
+    "over_pack_length",
+    "skipped_by_policy",
+    "tail_dropped",
+    "encoder_trim",
+    "source_changed",
+    "resize_impossible",
+    "timeout",
+    "crash",
+    "out_of_memory",
+    "io",
+)
+"""Why frames or sources are lost. Closed: a new reason is added here first."""
+
+RETRYABLE_REASONS = frozenset({"timeout", "crash", "out_of_memory", "io"})
+"""Reasons that lie in the environment: another run may do better (`--retry-lost`)."""
+
+POLICY_REASONS = frozenset({"skipped_by_policy", "too_short", "tail_dropped", "encoder_trim"})
+"""Reasons that the user's own settings asked for: counted, but no failure."""
+
+STAGES = ("list", "probe", "decode", "resize", "encode", "drop", "pack", "write")
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One input as listed, before it is opened."""
+
+    uri: str
+    """Where it is read from: an absolute local path. Never written to disk outputs."""
+    name: str
+    """Its path relative to its SOURCE argument (POSIX slashes): what every table shows."""
+    source_root: int
+    """Ordinal of the SOURCE argument that it came from."""
+    source_id: str
+    """32 hex digits, see `spacepatch.sources.make_source_id`."""
+    num_bytes: int
+    """Size of the file, or of the tar member."""
+    member_offset: int | None = None
+    """Where the member's data starts in the tar at `uri`; None for a plain file."""
+    ranges: tuple[ClipRange, ...] = ()
+    """What a manifest asks for; empty for the whole video."""
+    split: str = ""
+    """Name of the split (`train`), empty without `--split`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipRange:
+    """A range of a source that a manifest names."""
+
+    start_seconds: Fraction | None
+    """On the stream's own clock, from its first frame; None: from the start."""
+    stop_seconds: Fraction | None
+    """Exclusive; None: to the end."""
+    extra: dict[str, Any] = field(default_factory=dict)
+    """Every other column of the manifest; travels to the segment."""
+
+
+@dataclass(frozen=True, slots=True)
+class VideoInfo:
+    """What a probe learns of a source without decoding a picture."""
+
+    container: str
+    codec: str
+    stream_index: int
+    coded_size: tuple[int, int]
+    """(h, w) of the decoder's picture, before rotation and pixel aspect."""
+    display_size: tuple[int, int]
+    """(h, w) upright with square pixels: what a player shows. The basis of every size."""
+    rotation: int
+    """Degrees clockwise that make it upright: 0, 90, 180 or 270."""
+    pixel_aspect_ratio: Fraction
+    pixel_format: str
+    colour: dict[str, str]
+    """matrix, range, primaries and transfer, and `tagged`: yes, or `assumed` where the file says
+    nothing."""
+    bit_depth: int
+    hdr: str
+    """"" | pq | hlg"""
+    interlaced: str
+    alpha: bool
+    time_base: Fraction
+    frame_pts: np.ndarray
+    """(F,) int64, strictly increasing: the presentable frames, in units of `time_base`."""
+    stop_pts: int
+    """End of the last frame, exclusive."""
+    num_packets: int
+    pts_repaired: str
+    """"" when the stream's pts are used as they are, else what was wrong with them."""
+    still: bool
+    """A single picture without duration."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClipSpec:
+    """A clip as planned: which frames of which source, at which size; a row of plan.parquet."""
+
+    source: int
+    """Row of the source in the plan's sources."""
+    clip: int
+    """0-based within its source."""
+    view: int
+    start_pts: int
+    stop_pts: int
+    """[start_pts, stop_pts) in units of the source's time base."""
+    frame_pts: np.ndarray
+    """(n,) int64, non-decreasing: the frame on display at each sample time."""
+    frame_indices: np.ndarray
+    """(n,) int32: absolute presentation index of each."""
+    sampled_fps: Fraction | None
+    """Samples a second; None where every frame is taken."""
+    size: tuple[int, int]
+    """(h, w) after resizing; multiples of the patch."""
+    grid_thw: tuple[int, int, int]
+    num_tokens: int
+    num_source_frames: int
+    extra: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Picture:
+    """What a decoder made: still in its own pixel format, not upright, with its true time."""
+
+    frame: av.VideoFrame
+    pts: int
+    index: int
+    """Absolute presentation index in the stream."""
+    rotation: int
+    """Degrees clockwise that make it upright."""
+    mirrored: bool
+    """To be flipped left-right after the rotation."""
+    is_corrupt: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Loss:
+    """Something that was asked for and is not in the shards; a row of losses.parquet."""
+
+    source: str
+    source_id: str
+    clip: int | None
+    """None: the whole source."""
+    stage: str
+    reason: str
+    num_frames: int
+    num_tokens: int
+    message: str
+    """Ours and stable: no path outside the source, no FFmpeg text, no time of day."""
+    split: str = ""
+    source_root: int = 0
+
+    @property
+    def retryable(self) -> bool:
+        return self.reason in RETRYABLE_REASONS
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """The tokens of one clip as they really came out: what packing places."""
+
+    clip: int
+    """Index of the `ClipSpec` within its task."""
+    start_row: int
+    """First grid row (t) of the clip that it covers: above 0 only after a cut to fit."""
+    grid_thw: tuple[int, int, int]
+    rows: np.ndarray
+    """(R,) int32, increasing, in [0, T): rows that were kept, relative to `start_row`."""
+    offset: int
+    """First token in the arena, in tokens."""
+    frame_pts: np.ndarray
+    """(valid_frames,) int64: sampled frames that the T rows cover, true pts."""
+    frame_indices: np.ndarray
+    valid_frames: int
+    padded_frames: int
+    """Frames that the tail policy added."""
+    corrupt_frames: int
+    start_pts: int
+    stop_pts: int
+
+    @property
+    def num_kept(self) -> int:
+        return len(self.rows) * self.grid_thw[1] * self.grid_thw[2]
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """Segments that share one sequence of at most `pack_length` tokens."""
+
+    segments: tuple[Segment, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """One shard: the unit of resume and of scale-out."""
+
+    number: int
+    """Position in the plan; the shard's number."""
+    split: str
+    task_id: str
+    clips: tuple[ClipSpec, ...]
+    """In plan order: this, not the order of arrival, is the order of everything written."""
+
+
+@dataclass(frozen=True, slots=True)
+class TaskReport:
+    """What a finished task says to the progress display."""
+
+    number: int
+    num_packs: int
+    num_tokens: int
+    num_segments: int
+    seconds_of_video: float
+    losses: tuple[Loss, ...]

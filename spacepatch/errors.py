@@ -1,0 +1,53 @@
+"""Every error that a user can cause, in one tree."""
+
+
+class SpacepatchError(Exception):
+    """The world is not as asked: one line for the user, never a traceback."""
+
+
+class ConfigError(SpacepatchError):
+    """A setting is unknown, impossible, or contradicts another one."""
+
+
+class SourceError(SpacepatchError):
+    """One source (or one clip of it) cannot be used; becomes a `Loss` and the run goes on.
+
+    Attributes:
+        reason: one of `spacepatch.data.LOSS_REASONS`.
+    """
+
+    def __init__(self, message: str, *, reason: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        # Exceptions with keyword arguments do not survive the pipe from a worker by themselves.
+        return (_rebuild, (type(self), str(self), self.reason))
+
+
+def _rebuild(kind: type[SourceError], message: str, reason: str) -> SourceError:
+    return kind(message, reason=reason)
+
+
+class ProbeError(SourceError):
+    """A source that cannot be opened or has nothing to decode."""
+
+
+class DecodeError(SourceError):
+    """A source that opened, and whose pictures cannot be had."""
+
+
+class EncodeError(SpacepatchError):
+    """An encoder that cannot be loaded, or does not do what it declares."""
+
+
+class ShardError(SpacepatchError):
+    """A shard, receipt or table that is missing, torn or of another format."""
+
+
+class ResumeError(SpacepatchError):
+    """An output folder that belongs to another run: other settings, other inputs, another owner."""
+
+
+class MissingDependencyError(SpacepatchError):
+    """An optional package is needed and not installed."""
