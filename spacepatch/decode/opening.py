@@ -1,0 +1,135 @@
+"""Open a source safely: allow-lists of containers and codecs, limits, and members of tars."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from spacepatch.errors import DecodeError, ProbeError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+
+FORMATS = (
+    "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,live_flv,asf,ogg,gif,"
+    "apng,mp3,aac,wav,flac,h264,hevc,obu,av1,ivf,mjpeg,dv,mxf,yuv4mpegpipe,"
+    "png_pipe,jpeg_pipe,webp_pipe,bmp_pipe,tiff_pipe"
+)
+"""Demuxers that FFmpeg may choose from. None of them opens a second file: no concat, hls, dash,
+imf, image2, sdp."""
+
+CODECS = frozenset(
+    "h264 hevc av1 vp8 vp9 mpeg4 mpeg2video mpeg1video prores mjpeg theora gif png apng webp bmp"
+    " tiff flv1 h263 msmpeg4v1 msmpeg4v2 msmpeg4v3 wmv1 wmv2 wmv3 vc1 dvvideo dnxhd ffv1 huffyuv"
+    " rawvideo".split()
+)
+"""Codecs (FFmpeg's canonical names) whose decoders may be opened."""
+
+MAX_PIXELS = 16384 * 8192
+"""Pixels in a picture above which a file is a bomb, not a video; checked before it is allocated."""
+MAX_PACKETS = 100_000_000
+"""Packets after which a file is taken for an endless one."""
+
+
+@contextmanager
+def open_container(
+    uri: str, *, offset: int | None = None, num_bytes: int | None = None
+) -> Iterator[InputContainer]:
+    """A container opened with our allow-lists, closed at the end of the block.
+
+    Args:
+        offset, num_bytes: where the video lies in `uri`, when that is a tar.
+
+    Raises:
+        ProbeError: it is empty, not readable, or of a forbidden kind.
+        OSError: the file cannot be read.
+    """
+    import av
+    from av.error import ArgumentError, FFmpegError
+
+    av.logging.set_level(None)
+    if num_bytes == 0 or (offset is None and Path(uri).stat().st_size == 0):
+        raise ProbeError("the file is empty", reason="unreadable")
+    options = {
+        "format_whitelist": FORMATS,
+        "protocol_whitelist": "file",
+        "max_pixels": str(MAX_PIXELS),
+    }
+    with _bytes_of(uri, offset, num_bytes or 0) as file:
+        try:
+            container = av.open(file, options=options, metadata_errors="replace")
+        except ArgumentError:
+            # What FFmpeg says of a demuxer that is not on the list.
+            raise ProbeError(
+                "not one of the allowed containers: playlists and other indirect files are refused",
+                reason="forbidden_format",
+            ) from None
+        except FFmpegError:
+            raise ProbeError(_what_it_is(uri, offset), reason="unreadable") from None
+        try:
+            yield container
+        except FFmpegError as error:
+            raise DecodeError(f"FFmpeg: {type(error).__name__}", reason="unreadable") from None
+        finally:
+            container.close()
+
+
+@contextmanager
+def _bytes_of(uri: str, offset: int | None, num_bytes: int) -> Iterator[Any]:
+    if offset is None:
+        # With the protocol in front, a colon or a dash in a name has no meaning to FFmpeg.
+        yield f"file:{uri}"
+        return
+    with Path(uri).open("rb") as file:
+        yield _Member(file, offset, num_bytes)
+
+
+class _Member(io.RawIOBase):
+    """A tar member as a file of its own: reads and seeks inside [offset, offset + size)."""
+
+    def __init__(self, file: io.BufferedReader, offset: int, size: int) -> None:
+        self._file, self._offset, self._size, self._position = file, offset, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def tell(self) -> int:
+        return self._position
+
+    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = max(0, base + position)
+        return self._position
+
+    def read(self, size: int | None = -1) -> bytes:
+        left = max(0, self._size - self._position)
+        size = left if size is None or size < 0 else min(size, left)
+        self._file.seek(self._offset + self._position)
+        content = self._file.read(size)
+        self._position += len(content)
+        return content
+
+
+def _what_it_is(uri: str, offset: int | None) -> str:
+    """Why FFmpeg finds no media in it, from its first bytes."""
+    with Path(uri).open("rb") as file:
+        file.seek(offset or 0)
+        head = file.read(512).lstrip().lower()
+    if head.startswith(b"version https://git-lfs"):
+        return "a Git LFS pointer, not the file itself; run git lfs pull"
+    if head.startswith((b"<!doctype html", b"<html")):
+        return "an HTML page, not a video: the download went wrong"
+    return "no container that FFmpeg can read: damaged, cut off, or no media file"
+
+
+def ffmpeg_version() -> str:
+    """Version of the FFmpeg inside PyAV, such as ``8.1.2``."""
+    import av
+
+    return str(av.ffmpeg_version_info)

@@ -1,0 +1,223 @@
+"""What a source holds, from its headers and packets; no picture is decoded."""
+
+from __future__ import annotations
+
+import re
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spacepatch.data import VideoInfo
+from spacepatch.decode.opening import (
+    CODECS,
+    MAX_PACKETS,
+    MAX_PIXELS,
+    ffmpeg_version,
+    open_container,
+)
+from spacepatch.errors import ProbeError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+IMAGE_FORMATS = frozenset({"png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"})
+
+_MATRICES = {0: "rgb", 1: "bt709", 4: "fcc", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m",
+             9: "bt2020nc", 10: "bt2020c"}  # fmt: skip
+_PRIMARIES = {1: "bt709", 4: "bt470m", 5: "bt470bg", 6: "smpte170m", 7: "smpte240m", 9: "bt2020",
+              11: "smpte431", 12: "smpte432"}  # fmt: skip
+_TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte240m", 8: "linear",
+              13: "iec61966-2-1", 14: "bt2020-10", 15: "bt2020-12", 16: "smpte2084",
+              18: "arib-std-b67"}  # fmt: skip
+_HDR = {"smpte2084": "pq", "arib-std-b67": "hlg"}
+
+
+def probe_video(uri: str, *, offset: int | None = None, num_bytes: int | None = None) -> VideoInfo:
+    """Read headers and scan packets; no picture is decoded.
+
+    Args:
+        offset, num_bytes: where the video lies in `uri`, when that is a tar.
+
+    Raises:
+        ProbeError: typed, with one of the closed list of reasons.
+    """
+    with open_container(uri, offset=offset, num_bytes=num_bytes) as container:
+        stream = _choose_stream(container)
+        context = stream.codec_context
+        if context.codec.canonical_name not in CODECS:
+            raise ProbeError(
+                f"codec {context.codec.canonical_name} is not on the list of allowed codecs",
+                reason="forbidden_codec",
+            )
+        height, width = context.height, context.width
+        if not (height and width and context.pix_fmt):
+            raise ProbeError(
+                f"FFmpeg {ffmpeg_version()} cannot decode this {context.codec.canonical_name}",
+                reason="no_decoder",
+            )
+        if height * width > MAX_PIXELS:
+            raise ProbeError(f"pictures of {width} x {height} pixels", reason="too_large")
+        rotation = _rotation_in_header(container, stream.index)
+        sar = stream.sample_aspect_ratio or Fraction(1)
+        display = display_size((height, width), rotation=rotation, pixel_aspect_ratio=sar)
+        index = stream.index
+        assert stream.time_base is not None, "a demuxed stream has a time base"
+        fallback_step = _ticks(stream.guessed_rate, stream.time_base)
+        info: dict[str, Any] = {
+            "container": container.format.name.split(",")[0],
+            "codec": context.codec.canonical_name,
+            "stream_index": index,
+            "coded_size": (height, width),
+            "display_size": display,
+            "rotation": rotation,
+            "pixel_aspect_ratio": sar,
+            "pixel_format": context.pix_fmt,
+            "time_base": stream.time_base,
+            "interlaced": _FIELD_ORDERS.get(int(context.field_order), "unknown"),
+            **_colour(stream),
+        }
+        frame_pts, stop, num_packets, repaired = _scan_packets(container, stream, fallback_step)
+    still = info["container"] in IMAGE_FORMATS and len(frame_pts) == 1
+    return VideoInfo(
+        frame_pts=frame_pts,
+        stop_pts=stop,
+        num_packets=num_packets,
+        pts_repaired=repaired,
+        still=still,
+        **info,
+    )
+
+
+_FIELD_ORDERS = {0: "unknown", 1: "progressive", 2: "tff", 3: "bff", 4: "tff", 5: "bff"}
+
+
+def display_size(
+    coded_size: tuple[int, int], *, rotation: int, pixel_aspect_ratio: Fraction
+) -> tuple[int, int]:
+    """(h, w) of the upright picture with square pixels: width x SAR, then the rotation."""
+    height, width = coded_size
+    if pixel_aspect_ratio > 0:
+        width = max(1, round(width * pixel_aspect_ratio))
+    return (width, height) if rotation in (90, 270) else (height, width)
+
+
+def _choose_stream(container: InputContainer) -> VideoStream:
+    """The stream that FFmpeg itself would choose; cover art is no video."""
+    from av.stream import Disposition
+
+    best = container.streams.best("video")
+    if best is None:
+        raise ProbeError("no video stream", reason="no_video_stream")
+    if best.disposition & Disposition.attached_pic:
+        raise ProbeError("the only video stream is cover art", reason="no_video_stream")
+    if best.codec_context is None:
+        raise ProbeError(f"FFmpeg {ffmpeg_version()} has no decoder for it", reason="no_decoder")
+    return best  # type: ignore[return-value]
+
+
+def _rotation_in_header(container: InputContainer, index: int) -> int:
+    """Degrees clockwise that make the stream upright, from the container's display matrix.
+
+    PyAV shows the matrix on decoded frames only; the text of av_dump_format has its angle.
+    """
+    import av
+
+    av.logging.set_level(av.logging.INFO)
+    try:
+        text = container.dumps_format()  # type: ignore[attr-defined]  # missing in PyAV's stubs
+    finally:
+        av.logging.set_level(None)
+    blocks = re.split(r"^  Stream #0:(\d+)", text, flags=re.MULTILINE)
+    block = dict(zip(blocks[1::2], blocks[2::2], strict=False)).get(str(index), "")
+    match = re.search(r"^      Display Matrix: rotation of (-?[\d.]+) degrees", block, re.MULTILINE)
+    if match is None:
+        return 0
+    # FFmpeg's angle is counter-clockwise. An angle between is no rotation, as for `_orientation`.
+    angle = round(-float(match[1])) % 360
+    return angle if angle % 90 == 0 else 0
+
+
+def _colour(stream: VideoStream) -> dict[str, Any]:
+    context = stream.codec_context
+    matrix = _MATRICES.get(int(context.colorspace), "")
+    transfer = _TRANSFERS.get(int(context.color_trc), "")
+    pixel_format = context.pix_fmt or ""
+    assert context.format is not None, "a pixel format was seen"
+    alpha = any(component.is_alpha for component in context.format.components)
+    ranges = {1: "limited", 2: "full"}
+    return {
+        "colour": {
+            "matrix": matrix,
+            "range": "full" if "yuvj" in pixel_format else ranges.get(int(context.color_range), ""),
+            "primaries": _PRIMARIES.get(int(context.color_primaries), ""),
+            "transfer": transfer,
+            "tagged": "yes" if matrix else "assumed",
+        },
+        "bit_depth": max(component.bits for component in context.format.components),
+        "hdr": _HDR.get(transfer, ""),
+        "alpha": alpha or stream.metadata.get("alpha_mode") == "1",
+    }
+
+
+def _scan_packets(
+    container: InputContainer, stream: VideoStream, fallback_step: int
+) -> tuple[np.ndarray, int, int, str]:
+    """Times of the presentable frames, the end of the last one, packets, and what was repaired."""
+    from av.error import FFmpegError
+
+    times: list[tuple[int | None, int]] = []
+    repaired = ""
+    key_pts: int | None = None
+    seen_key = False
+    last_dts: int | None = None
+    count = 0
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, FFmpegError):
+            break
+        if packet.size == 0:
+            continue
+        count += 1
+        if count > MAX_PACKETS:
+            raise ProbeError(f"more than {MAX_PACKETS} packets", reason="too_large")
+        if packet.dts is not None:
+            if last_dts is not None and packet.dts < last_dts:
+                repaired = "discontinuous"
+            last_dts = packet.dts
+        if packet.is_keyframe and not seen_key:
+            # What comes before the first keyframe cannot be decoded.
+            seen_key, key_pts = True, packet.pts
+            times.clear()
+        if not packet.is_discard:  # else outside the edit list: decoded, never shown
+            times.append((packet.pts, packet.duration or 0))
+    known = [pts for pts, _ in times if pts is not None]
+    if not times:
+        raise ProbeError("the video stream holds no frame to show", reason="no_video_stream")
+    if not repaired and len(known) < len(times) > 1:
+        repaired = "missing"
+    elif not repaired and len(set(known)) < len(known):
+        repaired = "repeated"
+    if repaired:
+        start = known[0] if known else 0
+        pts = start + np.arange(len(times), dtype=np.int64) * fallback_step
+        return pts, int(pts[-1]) + fallback_step, count, repaired
+    # Leading pictures of the first keyframe refer to what is not there.
+    ordered = sorted(
+        ((pts or 0), duration)
+        for pts, duration in times
+        if key_pts is None or pts is None or pts >= key_pts
+    )
+    pts = np.array([time for time, _ in ordered], np.int64)
+    duration = ordered[-1][1]
+    if duration <= 0:
+        duration = int(np.median(np.diff(pts))) if len(pts) > 1 else fallback_step
+    return pts, int(pts[-1]) + max(1, duration), count, ""
+
+
+def _ticks(rate: Fraction | None, time_base: Fraction) -> int:
+    """Ticks of one frame at `rate`, at least one; 25 frames a second where nothing is known."""
+    return max(1, round(1 / ((rate or Fraction(25)) * time_base)))

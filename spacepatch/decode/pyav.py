@@ -1,0 +1,164 @@
+"""Pictures of a source through PyAV: the reference that every other decoder is held against."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from spacepatch.data import Picture, VideoInfo
+from spacepatch.decode.opening import open_container
+from spacepatch.decode.probe import display_size
+from spacepatch.errors import DecodeError
+
+if TYPE_CHECKING:
+    from av.container import InputContainer
+    from av.video.stream import VideoStream
+
+SEEK_AFTER_FRAMES = 500
+"""Frames before the first wanted one from which a jump to a keyframe pays."""
+
+
+def decode_pictures(
+    uri: str,
+    *,
+    info: VideoInfo,
+    indices: np.ndarray,
+    pts: np.ndarray,
+    offset: int | None = None,
+    num_bytes: int | None = None,
+    on_picture: Callable[[], None] = lambda: None,
+) -> Iterator[Picture]:
+    """Yield the wanted pictures in order of presentation, in one pass, and stop after the last.
+
+    A picture that cannot be had is not yielded; whoever asked counts what is missing.
+
+    Args:
+        info: what `probe_video` said of this very source; its `frame_pts` are not needed.
+        indices: ``(n,)`` strictly increasing presentation indices of the wanted frames.
+        pts: ``(n,)`` int64, their times as probed.
+        on_picture: called for every picture that the decoder makes, wanted or not: a sign of life.
+
+    Raises:
+        DecodeError: the source does not open any more, or the size of its pictures is not the
+            planned one (`size_changed`), after the pictures before that.
+    """
+    from av.video.stream import VideoStream
+
+    if not len(indices):
+        return
+    # Where times are not to be trusted, only the order is.
+    keys = indices if info.pts_repaired else pts
+    place_of = {int(key): place for place, key in enumerate(keys)}
+    stop_key = int(keys[-1])
+    far = int(indices[0]) >= SEEK_AFTER_FRAMES and not info.pts_repaired
+    with open_container(uri, offset=offset, num_bytes=num_bytes) as container:
+        stream = container.streams[info.stream_index]
+        assert isinstance(stream, VideoStream)
+        stream.codec_context.thread_count = 1
+        frames = _frames(container, stream, seek_to=int(pts[0]) if far else None)
+        for position, frame in enumerate(frames):
+            on_picture()
+            key = position if info.pts_repaired else frame.pts
+            place = place_of.get(key)
+            if place is not None:
+                yield _picture(frame, info, int(indices[place]), int(pts[place]))
+            if key is not None and key >= stop_key:
+                return
+
+
+def _picture(frame: Any, info: VideoInfo, index: int, pts: int) -> Picture:
+    rotation, mirrored = _orientation(frame)
+    size = display_size(
+        (frame.height, frame.width),
+        rotation=rotation,
+        pixel_aspect_ratio=info.pixel_aspect_ratio,
+    )
+    if size != info.display_size:
+        raise DecodeError(
+            f"pictures change to {size[1]} x {size[0]} at frame {index}, "
+            f"planned were {info.display_size[1]} x {info.display_size[0]}",
+            reason="size_changed",
+        )
+    return Picture(
+        frame=frame,
+        pts=pts,
+        index=index,
+        rotation=rotation,
+        mirrored=mirrored,
+        is_corrupt=bool(frame.is_corrupt),
+    )
+
+
+def _frames(container: InputContainer, stream: VideoStream, seek_to: int | None) -> Iterator[Any]:
+    """Every frame from the keyframe at or before `seek_to`, else from the start.
+
+    A broken packet costs its own frame; the end of the file, however early, ends the frames.
+    """
+    from av.error import FFmpegError
+
+    if seek_to is not None:
+        container.seek(seek_to, stream=stream, backward=True)
+        frames = _decode_all(container, stream)
+        head = next(frames, None)
+        if head is not None and head.pts is not None and head.pts <= seek_to:
+            yield head
+            yield from frames
+            return
+        # The container landed after the target: from the start, then.
+        try:
+            container.seek(0, backward=True, any_frame=False)
+        except FFmpegError:
+            return
+        stream.codec_context.flush_buffers()
+    yield from _decode_all(container, stream)
+
+
+def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
+    from av.error import FFmpegError
+
+    packets = container.demux(stream)
+    while True:
+        try:
+            packet = next(packets)
+        except (StopIteration, FFmpegError):
+            break
+        if packet.size == 0:
+            # Some files hold empty packets; the decoder takes one for the end of the stream.
+            continue
+        try:
+            yield from stream.codec_context.decode(packet)
+        except FFmpegError:
+            continue
+    try:
+        yield from stream.codec_context.decode(None)
+    except FFmpegError:
+        return
+
+
+def _orientation(frame: Any) -> tuple[int, bool]:
+    """(degrees clockwise, then mirrored left-right) that make the picture upright.
+
+    The display matrix maps the picture onto the screen, y downwards: (x, y) goes to
+    (a x + c y, b x + d y), in 16.16 fixed point (FFmpeg's display.h).
+    """
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, False
+    matrix = struct.unpack("9i", bytes(data)[:36])
+    a, b, c, d = (value / 65536 for value in (matrix[0], matrix[1], matrix[3], matrix[4]))
+    for rotation, (cos, sin) in enumerate(((1, 0), (0, 1), (-1, 0), (0, -1))):
+        # Clockwise on a screen: (x, y) goes to (cos x - sin y, sin x + cos y).
+        if _close((a, b, c, d), (cos, sin, -sin, cos)):
+            return rotation * 90, False
+        # The same with x negated at the end.
+        if _close((a, b, c, d), (-cos, sin, sin, cos)):
+            return rotation * 90, True
+    return 0, False
+
+
+def _close(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
+    scale = max(map(abs, left)) or 1.0
+    return all(abs(x / scale - y) < 0.01 for x, y in zip(left, right, strict=True))
