@@ -1,0 +1,77 @@
+"""The arena: the tokens of one task, written in place by its jobs, in memory that dies with us."""
+
+from __future__ import annotations
+
+import mmap
+import os
+import sys
+import tempfile
+from pathlib import Path
+from types import TracebackType
+
+import numpy as np
+
+
+class Arena:
+    """Bytes that a parent shares with its workers.
+
+    On Linux an anonymous memory file, which no crash can leave behind; elsewhere a file in
+    `folder`, removed at the end and swept by the next run.
+    """
+
+    def __init__(self, num_bytes: int, *, folder: Path) -> None:
+        self.num_bytes = num_bytes
+        size = max(num_bytes, 1)
+        self._file: Path | None = None
+        if sys.platform == "linux":
+            self._descriptor = os.memfd_create("spacepatch-arena")
+            self.path = f"/proc/{os.getpid()}/fd/{self._descriptor}"
+        else:
+            self._descriptor, name = tempfile.mkstemp(prefix="arena.tmp-", dir=folder)
+            self._file = Path(name)
+            self.path = name
+        os.ftruncate(self._descriptor, size)
+        self._map = mmap.mmap(self._descriptor, size)
+
+    def __enter__(self) -> Arena:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def tokens(self, *, dtype: str, width: int) -> np.ndarray:
+        """``(N, width)`` view of everything."""
+        count = self.num_bytes // (width * np.dtype(dtype).itemsize)
+        return np.frombuffer(self._map, dtype, count * width).reshape(count, width)
+
+    def close(self) -> None:
+        """Give the memory back. Views must be gone by then."""
+        self._map.close()
+        os.close(self._descriptor)
+        if self._file is not None:
+            self._file.unlink(missing_ok=True)
+
+
+class ArenaSlice:
+    """A worker's window on [offset, offset + num_bytes) of an arena."""
+
+    def __init__(self, path: str, *, offset: int, num_bytes: int) -> None:
+        start = offset - offset % mmap.ALLOCATIONGRANULARITY
+        with Path(path).open("r+b") as file:
+            self._map = mmap.mmap(file.fileno(), offset - start + num_bytes, offset=start)
+        self._skip, self._num_bytes = offset - start, num_bytes
+
+    def tokens(self, *, dtype: str, width: int) -> np.ndarray:
+        """``(n, width)`` writable view of the window."""
+        count = self._num_bytes // (width * np.dtype(dtype).itemsize)
+        values = np.frombuffer(self._map, dtype, count * width, offset=self._skip)
+        return values.reshape(count, width)
+
+    def close(self) -> None:
+        """Unmap; views must be gone by then."""
+        self._map.close()

@@ -1,0 +1,386 @@
+"""Every knob of a run: checked, layered (flags > file > preset > defaults) and fingerprinted."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+import re
+import tomllib
+from fractions import Fraction
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from spacepatch.errors import ConfigError
+
+Fingerprint = Literal["token", "layout", "selection", "seed", "run"]
+
+EXCLUSIVE = (
+    ("fps", "every_frame", "num_frames"),
+    ("max_tokens_per_frame", "pixels", "short_side", "long_side", "native"),
+)
+"""Settings of which one at most can be given; a higher layer's choice displaces a lower one's."""
+
+MAX_NAME = 32
+"""Characters in a shard name: with split and numbers, keys stay within 80."""
+
+
+def _setting(default: Any, fingerprint: Fingerprint, description: str, **more: Any) -> Any:
+    return Field(
+        default, description=description, json_schema_extra={"fingerprint": fingerprint}, **more
+    )
+
+
+class RunConfig(BaseModel):
+    """The settings of one run; a field's description is its help text."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    fps: str | None = _setting(
+        None,
+        "token",
+        "Samples a second (8, 29.97, 30000/1001): the frame on display at each sample time. "
+        "Default 8. More sees faster motion and costs tokens in proportion.",
+    )
+    every_frame: bool = _setting(False, "token", "Take every frame instead of sampling by time.")
+    num_frames: int | None = _setting(
+        None, "token", "Sample this many frames at equal distances from each clip.", ge=1
+    )
+    clip_seconds: str | None = _setting(
+        None, "token", "Cut each video into windows of this length; default: the whole video."
+    )
+    clip_stride: str | None = _setting(
+        None, "token", "Seconds from one window's start to the next; default: clip_seconds."
+    )
+    min_seconds: str = _setting("0", "token", "Skip clips shorter than this (counted, too_short).")
+
+    max_tokens_per_frame: int | None = _setting(
+        None,
+        "token",
+        "Largest frame at native aspect ratio with at most this many patches. Default 256.",
+        ge=1,
+    )
+    pixels: str | None = _setting(
+        None, "token", "MIN..MAX pixels a frame, at native aspect ratio (Qwen's smart_resize)."
+    )
+    short_side: int | None = _setting(None, "token", "Pixels of the shorter side.", ge=1)
+    long_side: int | None = _setting(None, "token", "Pixels of the longer side.", ge=1)
+    native: bool = _setting(
+        False, "token", "No scaling: sides only round to the nearest multiple of the patch."
+    )
+    upscale: bool = _setting(
+        False, "token", "Allow enlarging; without it only rounding up to a patch multiple is."
+    )
+    resampler: str = _setting(
+        "bicubic",
+        "token",
+        "bicubic or area (swscale), torch-bicubic or torch-bilinear (a peer's exact pixels).",
+    )
+
+    patch: str = _setting(
+        "2x16x16", "token", "Tubelet: frames x height x width in pixels, such as 2x16x16."
+    )
+    layout: str = _setting(
+        "c t p q", "token", "Order of the values inside a token: 'c t p q' is Conv3d's."
+    )
+    tail: str = _setting(
+        "repeat", "token", "Frames that fill no whole tubelet: repeat the last, pad zeros, drop."
+    )
+
+    pack_length: int = _setting(
+        8192, "layout", "Tokens in a pack. Longer packs fill better and cost more attention.", ge=1
+    )
+    long: str = _setting(
+        "split", "layout", "Clips longer than a pack: split by time, skip (counted) or error."
+    )
+    packer: str = _setting(
+        "best-fit-decreasing",
+        "layout",
+        "next-fit, first-fit, first-fit-decreasing or best-fit-decreasing.",
+    )
+    window: int | None = _setting(
+        None, "layout", "Open packs of first-fit (NaViT's way); default: no limit.", ge=1
+    )
+    max_segments: int | None = _setting(None, "layout", "Segments in a pack at most.", ge=1)
+    cut_to_fit: bool = _setting(
+        False, "layout", "Let the packer cut segments between grid rows to fill packs."
+    )
+    shard_size: str = _setting(
+        "256MB", "layout", "Size of a shard at most (64MB, 1GiB); a task holds one in memory."
+    )
+    index: str = _setting(
+        "auto",
+        "layout",
+        "full stores ids and positions for each token, compact rebuilds them; auto: full from 64 "
+        "bytes a token up.",
+    )
+    name: str | None = _setting(
+        None, "layout", "Name of the shards; default: 8 hex digits of the plan's id."
+    )
+
+    seed: int = _setting(0, "seed", "Seed of every random choice.", ge=0)
+    sample: str | None = _setting(
+        None, "selection", "Take only this many sources (100), or this share (1%), seeded."
+    )
+    limit: int | None = _setting(None, "selection", "Take only the first N sources.", ge=1)
+    split: str | None = _setting(
+        None, "selection", "Split by source, seeded: train=0.98,val=0.02. A shard holds one."
+    )
+
+    workers: int | None = _setting(
+        None, "run", "Worker processes; default: one a core (cgroup limits respected).", ge=1
+    )
+    timeout: float = _setting(
+        60.0, "run", "Seconds without a new frame after which a video is given up.", gt=0
+    )
+    max_losses: str | None = _setting(
+        None, "run", "Stop once more than N (or P%) of the sources are lost; resumable."
+    )
+
+    @field_validator("fps", "clip_seconds", "clip_stride", "min_seconds", mode="before")
+    @classmethod
+    def _rational(cls, value: Any, info: Any) -> Any:
+        if value is None:
+            return None
+        try:
+            rational = Fraction(str(value))
+        except (ValueError, ZeroDivisionError):
+            raise ValueError("not a number, such as 8, 29.97 or 30000/1001") from None
+        if rational < 0 or (rational == 0 and info.field_name != "min_seconds"):
+            raise ValueError("must be above 0")
+        # One spelling a value, so that 8, 8.0 and 16/2 have one fingerprint.
+        return str(rational)
+
+    @field_validator("patch")
+    @classmethod
+    def _patch_shape(cls, value: str) -> str:
+        match = re.fullmatch(r"([1-9]\d{0,3})x([1-9]\d{0,3})x([1-9]\d{0,3})", value)
+        if match is None:
+            raise ValueError("not frames x height x width, such as 2x16x16")
+        return value
+
+    @field_validator("pixels")
+    @classmethod
+    def _pixel_range(cls, value: str | None) -> str | None:
+        if value is None:
+            return None
+        match = re.fullmatch(r"(\d+)\.\.(\d+)", value)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise ValueError("not MIN..MAX pixels, such as 100352..602112")
+        return value
+
+    @field_validator("name")
+    @classmethod
+    def _shard_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(rf"[0-9A-Za-z_-]{{1,{MAX_NAME}}}", value):
+            raise ValueError(f"must be 1 to {MAX_NAME} of 0-9 A-Z a-z _ -")
+        return value
+
+    @field_validator("shard_size")
+    @classmethod
+    def _size(cls, value: str) -> str:
+        parse_bytes(value)
+        return value
+
+    @field_validator("resampler", "layout", "tail", "long", "packer", "index")
+    @classmethod
+    def _choice(cls, value: str, info: Any) -> str:
+        choices = choices_of(info.field_name)
+        if value not in choices:
+            near = difflib.get_close_matches(value, choices, 1, 0.3)
+            hint = f"; did you mean {near[0]}?" if near else ""
+            raise ValueError(f"must be one of {', '.join(choices)}{hint}")
+        return value
+
+    @model_validator(mode="after")
+    def _possible(self) -> RunConfig:
+        for group in EXCLUSIVE:
+            given = [key for key in group if getattr(self, key)]
+            if len(given) > 1:
+                raise ValueError(f"{' and '.join(given)} exclude each other: give one of them")
+        if self.clip_stride is not None and self.clip_seconds is None:
+            raise ValueError("clip_stride needs clip_seconds")
+        if "t" not in self.layout.split() and self.tubelet_size != 1:
+            raise ValueError(
+                f"layout {self.layout!r} has no t: patch must be 1xHxW, not {self.patch}"
+            )
+        if self.window is not None and self.packer != "first-fit":
+            raise ValueError(f"window is for packer first-fit, not {self.packer}")
+        if self.cut_to_fit and self.packer != "best-fit-decreasing":
+            raise ValueError(f"cut_to_fit packs its own way: leave packer out ({self.packer})")
+        return self
+
+    @property
+    def tubelet_size(self) -> int:
+        """Frames in a token."""
+        return int(self.patch.split("x")[0])
+
+    @property
+    def patch_size(self) -> tuple[int, int]:
+        """(h, w) in pixels."""
+        _, height, width = self.patch.split("x")
+        return int(height), int(width)
+
+    @property
+    def sampler(self) -> tuple[str, Fraction]:
+        """The word of `SAMPLERS` and its value."""
+        if self.every_frame:
+            return "every-frame", Fraction(0)
+        if self.num_frames is not None:
+            return "num-frames", Fraction(self.num_frames)
+        return "fps", Fraction(self.fps or "8")
+
+    @property
+    def size_policy(self) -> tuple[str, Any]:
+        """The word of `SIZE_POLICIES` and its value."""
+        if self.pixels is not None:
+            low, high = self.pixels.split("..")
+            return "pixels", (int(low), int(high))
+        if self.short_side is not None:
+            return "short-side", self.short_side
+        if self.long_side is not None:
+            return "long-side", self.long_side
+        if self.native:
+            return "native", None
+        return "max-tokens-per-frame", self.max_tokens_per_frame or 256
+
+    @property
+    def shard_bytes(self) -> int:
+        return parse_bytes(self.shard_size)
+
+    def part(self, *fingerprints: Fingerprint) -> dict[str, Any]:
+        """The effective settings that belong to these fingerprints."""
+        return {
+            key: value
+            for key, value in self.effective().items()
+            if fingerprint_of(key) in fingerprints
+        }
+
+    def effective(self) -> dict[str, Any]:
+        """All settings, with the defaults of the exclusive groups filled in."""
+        values = self.model_dump()
+        if self.sampler[0] == "fps":
+            values["fps"] = str(self.sampler[1])
+        if self.size_policy[0] == "max-tokens-per-frame":
+            values["max_tokens_per_frame"] = self.size_policy[1]
+        return values
+
+
+def choices_of(key: str) -> tuple[str, ...]:
+    """The words that a setting takes; the dicts of the stages are the one list of them."""
+    from spacepatch import clips, packing, resize, tubelets
+
+    words: dict[str, Any] = {
+        "resampler": resize.RESAMPLERS,
+        "layout": tubelets.LAYOUTS,
+        "tail": tubelets.TAILS,
+        "long": clips.LONG_POLICIES,
+        "packer": packing.PACKERS,
+        "index": ("auto", "full", "compact"),
+    }
+    return tuple(words[key])
+
+
+def fingerprint_of(key: str) -> Fingerprint:
+    """Which fingerprint a setting is part of."""
+    extra = RunConfig.model_fields[key].json_schema_extra
+    assert isinstance(extra, dict), key
+    return extra["fingerprint"]  # type: ignore[return-value]
+
+
+def load_config(
+    flags: dict[str, Any], *, file: Path | None = None, preset: str | None = None
+) -> RunConfig:
+    """Layer the settings: `flags` over the TOML `file` over the `preset` over the defaults.
+
+    Args:
+        flags: only those that were given; None values count as not given.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest one), a bad value, or a contradiction.
+    """
+    merged: dict[str, Any] = {}
+    layers = [("preset " + preset, load_preset(preset))] if preset else []
+    if file is not None:
+        layers.append((str(file), _read_toml(file)))
+    layers.append(("", {key: value for key, value in flags.items() if value is not None}))
+    for where, layer in layers:
+        for key in layer:
+            if key not in RunConfig.model_fields:
+                near = difflib.get_close_matches(key, RunConfig.model_fields, 1, 0.4)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"{where}: unknown setting {key}{hint}")
+        for group in EXCLUSIVE:
+            if any(layer.get(key) for key in group):
+                for key in group:
+                    merged.pop(key, None)
+        merged.update(layer)
+    try:
+        return RunConfig(**merged)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    return f"{problem['loc'][0]}: {message} (got {problem['input']!r})"
+
+
+def load_preset(name: str) -> dict[str, Any]:
+    """The settings of a preset that comes with the package.
+
+    Raises:
+        ConfigError: there is none of that name.
+    """
+    names = preset_names()
+    if name not in names:
+        near = difflib.get_close_matches(name, names, 1, 0.3)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"preset: no preset {name!r}{hint} (there are: {', '.join(names)})")
+    return _read_toml(_PRESETS / f"{name}.toml")
+
+
+_PRESETS = Path(__file__).parent / "presets"
+
+
+def preset_names() -> list[str]:
+    return sorted(path.stem for path in _PRESETS.glob("*.toml"))
+
+
+def _read_toml(path: Path) -> dict[str, Any]:
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ConfigError(f"{path}: no such settings file") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError(f"{path}: cannot be read as TOML ({error})") from None
+
+
+def to_toml(values: dict[str, Any]) -> str:
+    """Flat settings as TOML that `--config` reads back; keys that are None are left out."""
+    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
+    return "\n".join(lines) + "\n"
+
+
+def parse_bytes(text: str) -> int:
+    """``256MB`` (10**6), ``1GiB`` (2**30) or a plain number, in bytes.
+
+    Raises:
+        ValueError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
+    if match is None or float(match[1]) <= 0:
+        raise ValueError("not a size, such as 64MB or 1GiB")
+    power = " KMGT".index(match[2].upper() or " ")
+    return int(Fraction(match[1]) * (1024 if match[3] else 1000) ** power)
+
+
+def fingerprint(values: dict[str, Any]) -> str:
+    """32 hex digits of blake2b-128 over the sorted JSON of `values`."""
+    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
+    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

@@ -1,0 +1,34 @@
+"""The on-disk format: write it, read it, its version. Nothing else knows a member's name."""
+
+from spacepatch.shards.reading import PackMembers, ShardReader
+from spacepatch.shards.receipts import ShardReceipt, read_receipt, receipt_path
+from spacepatch.shards.tables import (
+    LOSSES,
+    PLAN,
+    SEGMENTS,
+    SOURCES,
+    read_table,
+    write_table,
+)
+from spacepatch.shards.version import FORMAT_VERSION, check_version
+from spacepatch.shards.writing import Layout, SegmentContent, shard_stem, write_shard
+
+__all__ = [
+    "FORMAT_VERSION",
+    "LOSSES",
+    "PLAN",
+    "SEGMENTS",
+    "SOURCES",
+    "Layout",
+    "PackMembers",
+    "SegmentContent",
+    "ShardReader",
+    "ShardReceipt",
+    "check_version",
+    "read_receipt",
+    "read_table",
+    "receipt_path",
+    "shard_stem",
+    "write_shard",
+    "write_table",
+]
