@@ -1,0 +1,48 @@
+# Development and the demo, in a virtual environment of its own. `make` lists the targets.
+
+PYTHON ?= python3
+PYTEST_ARGS ?=
+BIN := .venv/bin
+INSTALLED := .venv/.installed
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check samples clean
+
+help: ## list the targets
+	@echo "Targets (PYTHON=$(PYTHON) makes .venv):"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/  \1|\2/p' $(MAKEFILE_LIST) | \
+		while IFS='|' read -r target text; do printf '%-10s %s\n' "$$target" "$$text"; done
+
+demo: $(INSTALLED) ## turn samples/clips into demo-shards and describe them
+	@echo "$(BIN)/spacepatch tokenize samples/clips/ --out demo-shards --overwrite"; \
+	code=0; $(BIN)/spacepatch tokenize samples/clips/ --out demo-shards --overwrite || code=$$?; \
+	case $$code in \
+		0) ;; \
+		3) echo "Exit code 3 is expected: samples/clips/broken_on_purpose.mp4 is broken on purpose," \
+			"and its loss was counted." ;; \
+		*) echo "demo: spacepatch tokenize failed with exit code $$code" >&2; exit $$code ;; \
+	esac
+	$(BIN)/spacepatch inspect demo-shards
+
+test: $(INSTALLED) ## run the tests (PYTEST_ARGS="-k packing" for some)
+	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+check: $(INSTALLED) ## check format, lint and types
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m mypy
+
+samples: $(INSTALLED) ## make samples/clips again
+	$(BIN)/python samples/make_clips.py
+
+clean: ## remove what the targets made, except .venv
+	rm -rf demo-shards build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find samples spacepatch tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# `python -m pip`, not `pip`: the scripts of a .venv that was moved name their old place.
+$(INSTALLED): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "$(PYTHON) is not Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	@touch $@

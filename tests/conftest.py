@@ -1,0 +1,79 @@
+"""Fixtures that more than one test file uses."""
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+class SpacepatchCli(Protocol):
+    """Run the command line in a process of its own; never raises on a non-zero exit code."""
+
+    def __call__(
+        self,
+        *args: str | Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[str]: ...
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Return the folder `shared` that lies beside the checkout."""
+    folder = REPOSITORY.parent / "shared"
+    if not folder.is_dir():
+        pytest.skip("../shared is not beside this checkout")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def corpus(shared: Path) -> Path:
+    """Return the folder of real and awkward videos."""
+    return shared / "corpus"
+
+
+@pytest.fixture(scope="session")
+def sample_clips() -> Path:
+    """Return the folder of sample clips that is part of the repository."""
+    return REPOSITORY / "samples" / "clips"
+
+
+@pytest.fixture(scope="session")
+def ffmpeg() -> str:
+    """Return the path of the ffmpeg program."""
+    path = shutil.which("ffmpeg")
+    if path is None:
+        pytest.skip("ffmpeg is not on the PATH")
+    return path
+
+
+@pytest.fixture(scope="session")
+def spacepatch_cli() -> SpacepatchCli:
+    """Return a function that runs `spacepatch ARGS`; `env` is added to this environment."""
+
+    def run(
+        *args: str | Path,
+        cwd: Path | None = None,
+        env: Mapping[str, str] | None = None,
+        timeout: float = 300,
+    ) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "spacepatch", *map(str, args)],
+            cwd=cwd,
+            env={**os.environ, **(env or {})},
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            encoding="utf-8",
+            timeout=timeout,
+            check=False,
+        )
+
+    return run
