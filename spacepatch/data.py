@@ -181,41 +181,6 @@ class Loss:
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
-    """The tokens of one clip as they really came out: what packing places."""
-
-    clip: int
-    """Index of the `ClipSpec` within its task."""
-    start_row: int
-    """First grid row (t) of the clip that it covers: above 0 only after a cut to fit."""
-    grid_thw: tuple[int, int, int]
-    rows: np.ndarray
-    """(R,) int32, increasing, in [0, T): rows that were kept, relative to `start_row`."""
-    offset: int
-    """First token in the arena, in tokens."""
-    frame_pts: np.ndarray
-    """(valid_frames,) int64: sampled frames that the T rows cover, true pts."""
-    frame_indices: np.ndarray
-    valid_frames: int
-    padded_frames: int
-    """Frames that the tail policy added."""
-    corrupt_frames: int
-    start_pts: int
-    stop_pts: int
-
-    @property
-    def num_kept(self) -> int:
-        return len(self.rows) * self.grid_thw[1] * self.grid_thw[2]
-
-
-@dataclass(frozen=True, slots=True)
-class Pack:
-    """Segments that share one sequence of at most `pack_length` tokens."""
-
-    segments: tuple[Segment, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class Task:
     """One shard: the unit of resume and of scale-out."""
 
@@ -235,5 +200,6 @@ class TaskReport:
     num_packs: int
     num_tokens: int
     num_segments: int
-    seconds_of_video: float
     losses: tuple[Loss, ...]
+    lost_sources: tuple[str, ...]
+    """Ids of sources of whose clips in this task nothing could be had."""

@@ -49,5 +49,9 @@ class ResumeError(SpacepatchError):
     """An output folder that belongs to another run: other settings, other inputs, another owner."""
 
 
+class LossLimitError(SpacepatchError):
+    """More sources are lost than `max_losses` allows; what is done stays, and the run resumes."""
+
+
 class MissingDependencyError(SpacepatchError):
     """An optional package is needed and not installed."""

@@ -1,0 +1,40 @@
+"""Plan, run tasks, finish: the only place that knows the order of the stages."""
+
+from spacepatch.pipeline.finishing import RunSummary, finish_run, forget_retryable, is_finished
+from spacepatch.pipeline.planfile import (
+    Plan,
+    PlannedSource,
+    check_inputs,
+    check_plan,
+    read_plan,
+    read_plan_document,
+    write_plan,
+)
+from spacepatch.pipeline.planning import plan_run
+from spacepatch.pipeline.running import JobReport, is_done, pending_tasks, run_task, run_tasks
+from spacepatch.pipeline.whole import Watch, list_inputs, make_plan, make_pool, tokenize
+
+__all__ = [
+    "JobReport",
+    "Plan",
+    "PlannedSource",
+    "RunSummary",
+    "Watch",
+    "check_inputs",
+    "check_plan",
+    "finish_run",
+    "forget_retryable",
+    "is_done",
+    "is_finished",
+    "list_inputs",
+    "make_plan",
+    "make_pool",
+    "pending_tasks",
+    "plan_run",
+    "read_plan",
+    "read_plan_document",
+    "run_task",
+    "run_tasks",
+    "tokenize",
+    "write_plan",
+]

@@ -1,0 +1,378 @@
+"""The plan on disk: written once and durably, read by every later start and every rank."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spacepatch.config import RunConfig, fingerprint
+from spacepatch.data import ClipSpec, Loss, Source, Task, VideoInfo
+from spacepatch.environment import environment
+from spacepatch.errors import ResumeError, ShardError
+from spacepatch.pipeline.placement import Placement
+from spacepatch.shards import (
+    FORMAT_VERSION,
+    PLAN,
+    Layout,
+    check_version,
+    read_table,
+    write_table,
+)
+from spacepatch.sources import Listing, content_id
+from spacepatch.storage import publish_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PlannedSource:
+    """A source with what its probe found."""
+
+    source: Source
+    content_id: str
+    info: VideoInfo | None
+    """Without its table of frames; None: it could not be probed."""
+    num_frames: int
+    duration_seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a run will do: every rank and every later start reads the same one."""
+
+    plan_id: str
+    """Empty until it is written."""
+    name: str
+    settings: dict[str, Any]
+    """The effective settings that are part of a fingerprint."""
+    fingerprints: dict[str, str]
+    environment: dict[str, str]
+    layout: Layout
+    placement: Placement
+    sources: tuple[PlannedSource, ...]
+    tasks: tuple[Task, ...]
+    losses: tuple[Loss, ...]
+    """Known before decoding: sources that cannot be probed, clips that the settings rule out."""
+    num_ignored: int
+    inputs: str
+    """Fingerprint of what the SOURCE arguments say: names, ranges, columns."""
+
+    @property
+    def num_tokens(self) -> int:
+        return sum(clip.num_tokens for task in self.tasks for clip in task.clips)
+
+    @property
+    def num_clips(self) -> int:
+        return sum(len(task.clips) for task in self.tasks)
+
+
+def write_plan(folder: Path, plan: Plan) -> Plan:
+    """Make the plan durable: plan.parquet, then plan.json, which makes it valid.
+
+    Returns:
+        The plan as every later start reads it.
+    """
+    sha256 = write_table(folder / "plan.parquet", PLAN, _rows(plan))
+    identity = {
+        "fingerprints": plan.fingerprints,
+        "seed": plan.settings["seed"],
+        "selection": {key: plan.settings[key] for key in ("limit", "sample", "split")},
+        "rows": sha256,
+    }
+    plan_id = fingerprint(identity)
+    document = {
+        "format_version": FORMAT_VERSION,
+        "plan_id": plan_id,
+        "plan_sha256": sha256,
+        "name": plan.settings["name"] or plan_id[:8],
+        "settings": plan.settings,
+        "fingerprints": plan.fingerprints,
+        "environment": plan.environment,
+        "layout": asdict(plan.layout),
+        "placement": asdict(plan.placement),
+        "num_ignored": plan.num_ignored,
+        "inputs": plan.inputs,
+    }
+    text = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False)
+    publish_bytes(folder / "plan.json", text.encode() + b"\n")
+    return read_plan(folder, {planned.source.source_id: planned.source for planned in plan.sources})
+
+
+def _rows(plan: Plan) -> Iterator[dict[str, Any]]:
+    infos = [_info_json(planned) for planned in plan.sources]
+    for task in plan.tasks:
+        for order, clip in enumerate(task.clips):
+            yield {
+                **_source_columns(plan.sources[clip.source], infos[clip.source]),
+                "task": task.number,
+                "order": order,
+                "clip": clip.clip,
+                "view": clip.view,
+                "clip_start_pts": clip.start_pts,
+                "clip_stop_pts": clip.stop_pts,
+                "frame_pts": clip.frame_pts,
+                "frame_indices": clip.frame_indices,
+                "sampled_fps": None if clip.sampled_fps is None else str(clip.sampled_fps),
+                "size": clip.size,
+                "grid_thw": clip.grid_thw,
+                "num_tokens": clip.num_tokens,
+                "num_source_frames": clip.num_source_frames,
+                "extra": json.dumps(clip.extra, sort_keys=True, ensure_ascii=False),
+            }
+    by_id = {planned.source.source_id: row for row, planned in enumerate(plan.sources)}
+    for loss in plan.losses:
+        row = by_id[loss.source_id]
+        yield {
+            **_source_columns(plan.sources[row], infos[row]),
+            "task": -1,
+            "stage": loss.stage,
+            "reason": loss.reason,
+            "num_frames_lost": loss.num_frames,
+            "message": loss.message,
+        }
+
+
+def _source_columns(planned: PlannedSource, info: str | None) -> dict[str, Any]:
+    source = planned.source
+    return {
+        "split": source.split,
+        "source": source.name,
+        "source_root": source.source_root,
+        "source_id": source.source_id,
+        "content_id": planned.content_id,
+        "bytes": source.num_bytes,
+        "info": info,
+    }
+
+
+def _info_json(planned: PlannedSource) -> str | None:
+    if planned.info is None:
+        return None
+    values = asdict(planned.info)
+    del values["frame_pts"]
+    values["time_base"] = str(planned.info.time_base)
+    values["pixel_aspect_ratio"] = str(planned.info.pixel_aspect_ratio)
+    values["num_frames"] = planned.num_frames
+    values["duration_seconds"] = planned.duration_seconds
+    return json.dumps(values, sort_keys=True)
+
+
+def read_plan(folder: Path, sources: dict[str, Source]) -> Plan:
+    """Read the plan of an output folder.
+
+    Args:
+        sources: the sources as listed now, by id: the plan does not say where files lie.
+
+    Raises:
+        ShardError: it is missing, damaged or of a newer version.
+    """
+    document = read_plan_document(folder)
+    path = folder / "plan.parquet"
+    try:
+        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+    except OSError:
+        raise ShardError(f"{path}: missing; start again with --overwrite") from None
+    if actual != document["plan_sha256"]:
+        raise ShardError(f"{path}: is not the file that plan.json names; use --overwrite")
+    prints = document["fingerprints"]
+    planned: dict[str, int] = {}
+    records: list[PlannedSource] = []
+    clips: dict[int, list[ClipSpec]] = defaultdict(list)
+    splits: dict[int, str] = {}
+    digests: dict[int, Any] = {}
+    losses: list[Loss] = []
+    for row in read_table(path):
+        identity = row["source_id"]
+        if identity not in planned:
+            planned[identity] = len(records)
+            records.append(_read_source(row, sources))
+        if row["task"] < 0:
+            losses.append(_read_loss(row))
+            continue
+        number = row["task"]
+        clips[number].append(_read_clip(row, planned[identity]))
+        splits[number] = row["split"]
+        digest = digests.setdefault(number, hashlib.blake2b(digest_size=16))
+        digest.update(json.dumps(row, sort_keys=True).encode())
+    tasks = [
+        Task(
+            number,
+            splits[number],
+            fingerprint({"fingerprints": prints, "rows": digests[number].hexdigest()}),
+            tuple(clips[number]),
+        )
+        for number in sorted(clips)
+    ]
+    layout = document["layout"]
+    return Plan(
+        plan_id=document["plan_id"],
+        name=document["name"],
+        settings=document["settings"],
+        fingerprints=prints,
+        environment=document["environment"],
+        layout=Layout(**{**layout, "patch_size": tuple(layout["patch_size"])}),
+        placement=Placement(**document["placement"]),
+        sources=tuple(records),
+        tasks=tuple(tasks),
+        losses=tuple(losses),
+        num_ignored=document["num_ignored"],
+        inputs=document["inputs"],
+    )
+
+
+def read_plan_document(folder: Path) -> dict[str, Any]:
+    """plan.json of an output folder; errors as of `read_plan`."""
+    path = folder / "plan.json"
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ShardError(f"{folder}: no plan.json: not an output folder of spacepatch") from None
+    except ValueError as error:
+        raise ShardError(f"{path}: damaged ({error})") from None
+    check_version(document, str(path))
+    return document  # type: ignore[no-any-return]
+
+
+def _read_source(row: dict[str, Any], sources: dict[str, Source]) -> PlannedSource:
+    source = sources.get(row["source_id"]) or Source(
+        uri="",
+        name=row["source"],
+        source_root=row["source_root"],
+        source_id=row["source_id"],
+        num_bytes=row["bytes"],
+        split=row["split"],
+    )
+    if row["info"] is None:
+        return PlannedSource(source, row["content_id"], None, 0, 0.0)
+    values = json.loads(row["info"])
+    num_frames, duration = values.pop("num_frames"), values.pop("duration_seconds")
+    info = VideoInfo(
+        **{
+            **values,
+            "coded_size": tuple(values["coded_size"]),
+            "display_size": tuple(values["display_size"]),
+            "time_base": Fraction(values["time_base"]),
+            "pixel_aspect_ratio": Fraction(values["pixel_aspect_ratio"]),
+            "frame_pts": np.empty(0, np.int64),
+        }
+    )
+    return PlannedSource(source, row["content_id"], info, num_frames, duration)
+
+
+def _read_loss(row: dict[str, Any]) -> Loss:
+    return Loss(
+        source=row["source"],
+        source_id=row["source_id"],
+        clip=None,
+        stage=row["stage"],
+        reason=row["reason"],
+        num_frames=row["num_frames_lost"],
+        num_tokens=0,
+        message=row["message"],
+        split=row["split"],
+        source_root=row["source_root"],
+    )
+
+
+def _read_clip(row: dict[str, Any], source: int) -> ClipSpec:
+    return ClipSpec(
+        source=source,
+        clip=row["clip"],
+        view=row["view"],
+        start_pts=row["clip_start_pts"],
+        stop_pts=row["clip_stop_pts"],
+        frame_pts=np.array(row["frame_pts"], np.int64),
+        frame_indices=np.array(row["frame_indices"], np.int32),
+        sampled_fps=None if row["sampled_fps"] is None else Fraction(row["sampled_fps"]),
+        size=tuple(row["size"]),
+        grid_thw=tuple(row["grid_thw"]),
+        num_tokens=row["num_tokens"],
+        num_source_frames=row["num_source_frames"],
+        extra=json.loads(row["extra"]),
+    )
+
+
+def check_plan(document: dict[str, Any], config: RunConfig) -> None:
+    """Refuse to go on with other settings or libraries than those of the plan.
+
+    Raises:
+        ResumeError: naming each difference.
+    """
+    differences = []
+    now = config.part("token", "layout", "selection", "seed")
+    for key, value in now.items():
+        if document["settings"].get(key) != value:
+            differences.append(f"{key} was {document['settings'].get(key)!r}, is {value!r}")
+    for name, value in environment(config.resampler).items():
+        if document["environment"].get(name) != value:
+            differences.append(f"{name} was {document['environment'].get(name)}, is {value}")
+    if differences:
+        raise ResumeError(
+            "this folder was begun differently: "
+            + "; ".join(differences)
+            + ". Use the same, another --out, or --overwrite to begin anew"
+        )
+
+
+def inputs_fingerprint(listing: Listing) -> str:
+    """Of the names, ranges and columns of all sources: what a manifest can change."""
+    content = [
+        (
+            source.source_id,
+            [
+                (str(asked.start_seconds), str(asked.stop_seconds), asked.extra)
+                for asked in source.ranges
+            ],
+        )
+        for source in (*listing.sources, *listing.missing)
+    ]
+    return fingerprint({"inputs": content})
+
+
+NAMES_SHOWN = 5
+
+
+def check_inputs(plan: Plan, listing: Listing) -> None:
+    """Refuse to go on with other inputs than those of the plan.
+
+    Raises:
+        ResumeError: naming what was added, removed or changed.
+    """
+    planned = {entry.source.source_id: entry for entry in plan.sources}
+    listed = {source.source_id: source for source in (*listing.sources, *listing.missing)}
+    added = [listed[key].name for key in listed if key not in planned]
+    removed = [planned[key].source.name for key in planned if key not in listed]
+
+    def is_changed(source: Source) -> bool:
+        before = planned[source.source_id].content_id
+        try:
+            now = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
+        except OSError:
+            now = ""
+        return before != now
+
+    both = [source for key, source in listed.items() if key in planned]
+    with ThreadPoolExecutor(8) as threads:
+        changes = threads.map(is_changed, both)
+        changed = [source.name for source, differs in zip(both, changes, strict=True) if differs]
+    parts = [
+        f"{len(names)} {word} ({', '.join(names[:NAMES_SHOWN])}"
+        f"{', ...' if len(names) > NAMES_SHOWN else ''})"
+        for word, names in (("added", added), ("removed", removed), ("changed", changed))
+        if names
+    ]
+    if not parts and plan.inputs != inputs_fingerprint(listing):
+        parts = ["ranges or columns of the manifest changed"]
+    if parts:
+        raise ResumeError(
+            "the inputs are not those of the plan: "
+            + ", ".join(parts)
+            + ". Restore them, use another --out, or --overwrite to begin anew"
+        )

@@ -1,0 +1,318 @@
+"""Run tasks: jobs side by side into an arena, then packs, shard, receipt."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spacepatch.arena import Arena
+from spacepatch.data import Loss, Task, TaskReport
+from spacepatch.errors import ShardError
+from spacepatch.jobs import Job, JobResult, TokenSettings, run_job
+from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.segments import Made, cut_tick, segment_row
+from spacepatch.shards import (
+    SegmentContent,
+    ShardReceipt,
+    read_receipt,
+    receipt_path,
+    shard_stem,
+    write_shard,
+)
+from spacepatch.shards.receipts import missing_files, write_receipt
+from spacepatch.storage import private_folder
+from spacepatch.workers import Fault, WorkerPool
+
+TASKS_IN_MEMORY = 2
+"""One being written while the next is being decoded: no core waits at a shard's border."""
+
+
+def pending_tasks(folder: Path, plan: Plan) -> list[Task]:
+    """Tasks without a valid receipt: all that is left to do."""
+    return [task for task in plan.tasks if not is_done(folder, plan, task)]
+
+
+def is_done(folder: Path, plan: Plan, task: Task) -> bool:
+    """A task is done exactly when its receipt is valid."""
+    stem = shard_stem(plan.name, task.split, task.number)
+    try:
+        receipt = read_receipt(receipt_path(folder, stem))
+    except ShardError:
+        return False
+    return receipt.task_id == task.task_id and not missing_files(folder, receipt)
+
+
+def run_task(plan: Plan, task: Task, *, folder: Path, pool: WorkerPool) -> TaskReport:
+    """Make one shard; `run_tasks` for a single task."""
+    return next(run_tasks(plan, [task], folder=folder, pool=pool))
+
+
+def run_tasks(
+    plan: Plan,
+    tasks: Sequence[Task],
+    *,
+    folder: Path,
+    pool: WorkerPool,
+    on_job: Callable[[JobReport], None] = lambda report: None,
+) -> Iterator[TaskReport]:
+    """Make the shards of `tasks`, the jobs of the next one starting while one is written.
+
+    What is written depends on the plan and on what could be decoded, never on workers, on the order
+    of arrival, or on where a run was interrupted.
+
+    Raises:
+        OSError: the output cannot be written; what is finished stays, and the run resumes.
+    """
+    waiting = deque(tasks)
+    opened: dict[int, _Running] = {}
+    jobs: deque[tuple[tuple[int, int], Job]] = deque()
+    writing: deque[Future[TaskReport]] = deque()
+    with ThreadPoolExecutor(1, thread_name_prefix="spacepatch-writer") as writer:
+        try:
+            while waiting or opened or writing:
+                while waiting and not jobs and len(opened) + len(writing) < TASKS_IN_MEMORY:
+                    running = _Running.of(plan, waiting.popleft(), folder)
+                    opened[running.task.number] = running
+                    jobs.extend(running.jobs)
+                while jobs and pool.has_room:
+                    key, job = jobs.popleft()
+                    pool.submit(key, run_job, job)
+                if writing and (writing[0].done() or not pool.num_running):
+                    yield writing.popleft().result()
+                    continue
+                (number, place), outcome = pool.next_finished()
+                running = opened[number]
+                running.outcomes[place] = outcome
+                on_job(_report(plan, running, place))
+                if len(running.outcomes) == len(running.jobs):
+                    del opened[number]
+                    writing.append(writer.submit(_write_task, plan, running, folder))
+        finally:
+            for running in opened.values():
+                running.arena.close()
+
+
+@dataclass(frozen=True, slots=True)
+class JobReport:
+    """What a finished job says to the progress display."""
+
+    planned_tokens: int
+    tokens: int
+    seconds_of_video: float
+    is_lost: bool
+    """Nothing of its clips could be had."""
+
+
+def _report(plan: Plan, running: _Running, place: int) -> JobReport:
+    clips = [running.task.clips[clip] for clip in running.clips_of_job[place]]
+    outcome = running.outcomes[place]
+    tokens = 0
+    if isinstance(outcome, JobResult):
+        tokens = sum(
+            len(made.rows) * clip.grid_thw[1] * clip.grid_thw[2]
+            for made, clip in zip(outcome.clips, clips, strict=True)
+        )
+    info = plan.sources[clips[0].source].info
+    ticks = 0 if info is None or info.still else sum(c.stop_pts - c.start_pts for c in clips)
+    return JobReport(
+        planned_tokens=sum(clip.num_tokens for clip in clips),
+        tokens=tokens,
+        seconds_of_video=float(ticks * info.time_base) if info is not None else 0.0,
+        is_lost=tokens == 0,
+    )
+
+
+@dataclass(slots=True)
+class _Running:
+    """A task whose jobs are under way."""
+
+    task: Task
+    arena: Arena
+    offsets: list[int]
+    """Of each clip of the task: its first token in the arena."""
+    jobs: list[tuple[tuple[int, int], Job]]
+    clips_of_job: list[list[int]]
+    outcomes: dict[int, JobResult | Fault] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, plan: Plan, task: Task, folder: Path) -> _Running:
+        layout = plan.layout
+        lengths = [clip.num_tokens for clip in task.clips]
+        offsets = [0, *np.cumsum(lengths).tolist()]
+        depth = layout.token_width * np.dtype(layout.token_dtype).itemsize
+        arena = Arena(offsets[-1] * depth, folder=private_folder(folder))
+        settings = TokenSettings(
+            tubelet_size=layout.tubelet_size,
+            patch_size=layout.patch_size,
+            layout=plan.settings["layout"],
+            tail=plan.settings["tail"],
+            resampler=plan.settings["resampler"],
+            token_dtype=layout.token_dtype,
+            token_width=layout.token_width,
+        )
+        by_source: dict[int, list[int]] = {}
+        for place, clip in enumerate(task.clips):
+            by_source.setdefault(clip.source, []).append(place)
+        clips_of_job = list(by_source.values())
+        jobs = []
+        for number, places in enumerate(clips_of_job):
+            clips = tuple(task.clips[place] for place in places)
+            planned = plan.sources[clips[0].source]
+            assert planned.info is not None, "a clip has a probed source"
+            job = Job(
+                source=planned.source,
+                content_id=planned.content_id,
+                info=planned.info,
+                clips=clips,
+                offsets=tuple(offsets[place] for place in places),
+                arena=arena.path,
+                settings=settings,
+            )
+            jobs.append(((task.number, number), job))
+        # Longest first, so that no worker is left alone with a long video at the end.
+        jobs.sort(key=lambda item: (-_cost(item[1]), item[0]))
+        return cls(task, arena, offsets, jobs, clips_of_job)
+
+
+def _cost(job: Job) -> int:
+    """Pixels to decode, near enough to order jobs by."""
+    frames = max(int(clip.frame_indices[-1]) for clip in job.clips) - min(
+        int(clip.frame_indices[0]) for clip in job.clips
+    )
+    return (frames + 1) * job.info.coded_size[0] * job.info.coded_size[1]
+
+
+def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
+    """Pack what was decoded, publish the shard and then its receipt."""
+    task, layout = running.task, plan.layout
+    made, losses, observed = _collect(plan, running)
+    tokens = running.arena.tokens(dtype=layout.token_dtype, width=layout.token_width)
+    packs = _order_packs(plan, _contents(plan, made, tokens))
+    stem = shard_stem(plan.name, task.split, task.number)
+    files: dict[str, dict[str, Any]] = {}
+    checksums: list[int] = []
+    if packs:
+        files, checksums = write_shard(
+            folder, stem=stem, number=task.number, packs=packs, layout=layout
+        )
+    rows = [content.row for pack in packs for content in pack]
+    num_tokens = sum(row["num_kept"] for row in rows)
+    receipt = ShardReceipt(
+        task=task.number,
+        task_id=task.task_id,
+        plan_id=plan.plan_id,
+        split=task.split,
+        packs=len(packs),
+        segments=len(rows),
+        tokens=num_tokens,
+        members=layout.members,
+        token_dtype=layout.token_dtype,
+        token_width=layout.token_width,
+        pack_length=layout.pack_length,
+        files=files,
+        pack_crc32c=checksums,
+        losses=[asdict(loss) for loss in losses],
+        observed=observed,
+    )
+    write_receipt(folder, stem, receipt)
+    del tokens, packs
+    running.arena.close()
+    with_tokens = {row["source_id"] for row in rows}
+    planned = {plan.sources[clip.source].source.source_id for clip in task.clips}
+    return TaskReport(
+        number=task.number,
+        num_packs=receipt.packs,
+        num_tokens=num_tokens,
+        num_segments=len(rows),
+        losses=tuple(losses),
+        lost_sources=tuple(sorted(planned - with_tokens)),
+    )
+
+
+def _collect(
+    plan: Plan, running: _Running
+) -> tuple[list[Made], list[Loss], dict[str, dict[str, Any]]]:
+    """What the jobs made and lost, in plan order whatever the order they ended in."""
+    made: dict[int, Made] = {}
+    lost: dict[int, list[Loss]] = {}
+    observed: dict[str, dict[str, Any]] = {}
+    for number, places in enumerate(running.clips_of_job):
+        outcome = running.outcomes[number]
+        source = plan.sources[running.task.clips[places[0]].source].source
+        if isinstance(outcome, JobResult) and outcome.observed:
+            observed[source.source_id] = outcome.observed
+        for position, place in enumerate(places):
+            spec = running.task.clips[place]
+            if isinstance(outcome, Fault):
+                reports = [(outcome.reason, len(spec.frame_pts), spec.num_tokens, outcome.message)]
+            else:
+                tokens = outcome.clips[position]
+                reports = list(tokens.losses)
+                if len(tokens.rows):
+                    made[place] = Made(spec, tokens, running.offsets[place])
+            lost[place] = [
+                Loss(
+                    source=source.name,
+                    source_id=source.source_id,
+                    clip=spec.clip,
+                    stage="decode",
+                    reason=reason,
+                    num_frames=frames,
+                    num_tokens=count,
+                    message=message,
+                    split=source.split,
+                    source_root=source.source_root,
+                )
+                for reason, frames, count, message in reports
+            ]
+    return (
+        [made[place] for place in sorted(made)],
+        [loss for place in sorted(lost) for loss in lost[place]],
+        dict(sorted(observed.items())),
+    )
+
+
+def _contents(plan: Plan, made: list[Made], tokens: np.ndarray) -> list[list[SegmentContent]]:
+    """Segments in their packs; a segment that is cut to fit becomes several."""
+
+    def can_cut(item: int, row: int) -> bool:
+        # Both parts need a time of their own: a coarse time base may not have one between them.
+        clip = made[item]
+        kept = clip.tokens.rows
+        tick = cut_tick(plan, clip, int(kept[row]))
+        before = cut_tick(plan, clip, int(kept[row - 1]))
+        return clip.spec.start_pts <= before < tick < clip.spec.stop_pts
+
+    placed = plan.placement.place(
+        [clip.num_kept for clip in made], [clip.cells for clip in made], can_cut
+    )
+    packs = []
+    for pieces in placed:
+        pack = []
+        for item, first, last in pieces:
+            clip = made[item]
+            row, rows = segment_row(plan, clip, first, last)
+            start = clip.offset + first * clip.cells
+            content = tokens[start : start + row["num_kept"]]
+            pack.append(SegmentContent(row, content, rows))
+        packs.append(pack)
+    return packs
+
+
+def _order_packs(plan: Plan, packs: list[list[SegmentContent]]) -> list[list[SegmentContent]]:
+    """Seeded order of packs, so that a shard does not begin with all of its longest clips; the
+    segments of a pack by their ids, so that no source has a place of its own."""
+
+    def key(identity: str) -> bytes:
+        content = f"{plan.settings['seed']}\0order\0{identity}".encode()
+        return hashlib.blake2b(content, digest_size=16).digest()
+
+    inner = [sorted(pack, key=lambda content: key(content.row["segment_id"])) for pack in packs]
+    return sorted(inner, key=lambda pack: min(key(content.row["segment_id"]) for content in pack))
