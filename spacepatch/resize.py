@@ -231,7 +231,8 @@ def make_frame(
 ) -> np.ndarray:
     """Make an upright RGB frame of a picture, composited on black where it has alpha.
 
-    Of a picture flagged as interlaced, FFmpeg (7.1 and later) scales the two fields apart.
+    FFmpeg (7.1 and later) puts the chroma samples where the picture says that they are, and scales
+    the two fields of an interlaced picture apart.
 
     Args:
         size: of the frame, in pixels.
@@ -340,8 +341,7 @@ def _scale_rgb(frame: av.VideoFrame, size: Pair, flags: int, colour: Colour) -> 
     # Full range on both sides: the numbers are scaled, and nothing else.
     small = _convert(planar, size, "yuv444p", flags, colour._replace(range="pc"), "pc")
     scaled = np.concatenate([_view_plane(small, channel) for channel in range(3)], axis=2)
-    if model == "gray" and colour.range == "tv":
-        # swscale takes all grey for full range.
+    if model == "gray" and colour.range == "tv":  # swscale takes all grey for full range
         scaled = np.rint((scaled - 16.0) * (255 / 219)).clip(0, 255).astype(np.uint8)
     return scaled
 
@@ -368,7 +368,7 @@ def _convert(
             interpolation=flags,
             threads=1,
         )
-    except av.FFmpegError as error:
+    except av.OSError as error:
         message = f"swscale cannot make {name} of {frame.format.name}"
         raise DecodeError(message, reason="unsupported_colour") from error
 

@@ -42,7 +42,7 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
     Raises:
         ConfigError: the settings fit no plan.
     """
-    probed = _probe(listing.sources, pool, on_probed)
+    probed = probe_sources(listing.sources, pool, on_probed)
     sources: list[PlannedSource] = []
     losses: list[Loss] = [
         _source_loss(source, "list", "unreadable", "no such file") for source in listing.missing
@@ -81,7 +81,10 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
     )
 
 
-def _probe(sources: Sequence[Source], pool: WorkerPool, on_probed: Progress) -> list[Probed]:
+def probe_sources(
+    sources: Sequence[Source], pool: WorkerPool, on_probed: Progress = lambda done, total: None
+) -> list[Probed]:
+    """Probe side by side, in killable workers; results in the order of `sources`."""
     results: list[Probed | None] = [None] * len(sources)
     done = 0
     on_probed(done, len(sources))

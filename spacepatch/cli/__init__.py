@@ -1,0 +1,72 @@
+"""The command line: parse, build a config, call one function, print."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import traceback
+from types import FrameType
+from typing import Annotated
+
+import typer
+
+from spacepatch import __version__
+from spacepatch.cli import doctor, inspect, plan, probe, tokenize, verify
+from spacepatch.errors import ConfigError, SpacepatchError
+
+EXAMPLE = "Example:  spacepatch tokenize videos/ --out shards/"
+
+app = typer.Typer(
+    name="spacepatch",
+    help="Turn videos into packed spacetime-token shards for training video transformers.",
+    epilog=EXAMPLE,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+for module in (tokenize, plan, probe, inspect, verify, doctor):
+    name = module.__name__.rsplit(".", 1)[-1]
+    app.command(name, epilog=module.EXAMPLE)(module.command)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"spacepatch {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Version.")
+    ] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.")] = False,
+) -> None:
+    """Options before the command."""
+
+
+def main() -> None:
+    """Run the command line; every error of the world is one line and an exit code."""
+    debug = "--debug" in sys.argv[1:2]
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        app(prog_name="spacepatch")
+    except SpacepatchError as error:
+        _fail(str(error), 2 if isinstance(error, ConfigError) else 1, debug)
+    except OSError as error:
+        what = f"{error.filename}: " if error.filename else ""
+        hint = "; the run resumes when there is room" if error.errno == 28 else ""
+        _fail(f"{what}{error.strerror or error}{hint}", 1, debug)
+
+
+def _fail(message: str, code: int, debug: bool) -> None:
+    if debug:
+        traceback.print_exc()
+    typer.echo(f"error: {message}", err=True)
+    sys.exit(code)
+
+
+def _interrupt(number: int, frame: FrameType | None) -> None:
+    """SIGTERM is Ctrl-C: workers end, what is finished stays, the same command goes on later."""
+    raise KeyboardInterrupt

@@ -1,0 +1,306 @@
+"""What people see: progress on stderr, results on stdout. Everything is plain where it is piped."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import typer
+
+from spacepatch.config import RunConfig, to_toml
+from spacepatch.data import Source, Task, TaskReport
+from spacepatch.jobs import Probed
+from spacepatch.pipeline import JobReport, Plan, RunSummary, Watch
+
+SOURCES_SHOWN = 40
+"""Rows of a table for people; --json has them all."""
+
+
+class RunProgress:
+    """A live line on a terminal's stderr; nothing but warnings where there is none."""
+
+    def __init__(self) -> None:
+        self._live: Any = None
+        self._task: Any = None
+        self._tokens = self._planned = self._lost = self._done = self._packs = 0
+        self._packed_tokens = 0
+        self._pack_length = 1
+        self._seconds = 0.0
+        self._start = time.monotonic()
+
+    def __enter__(self) -> RunProgress:
+        if sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+            self._live = Progress(
+                TextColumn("{task.description}"),
+                BarColumn(bar_width=24),
+                TextColumn("{task.percentage:>3.0f}%"),
+                TextColumn("{task.fields[facts]}"),
+                TextColumn("ETA"),
+                TimeRemainingColumn(),
+                console=Console(stderr=True),
+                transient=True,
+            )
+            self._live.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._live is not None:
+            self._live.stop()
+        if kind is not None and issubclass(kind, KeyboardInterrupt):
+            typer.echo(
+                "interrupted: finished shards are kept; the same command goes on from here",
+                err=True,
+            )
+
+    def watch(self) -> Watch:
+        return Watch(
+            on_probed=self._on_probed,
+            on_start=self._on_start,
+            on_job=self._on_job,
+            on_task=self._on_task,
+        )
+
+    def _show(self, title: str, done: int, total: int, facts: str) -> None:
+        if self._live is None:
+            return
+        if self._task is None:
+            self._task = self._live.add_task(title, total=total, facts=facts)
+        self._live.update(
+            self._task, description=title, completed=done, total=max(total, 1), facts=facts
+        )
+
+    def _on_probed(self, done: int, total: int) -> None:
+        self._show("planning", done, total, f"{done}/{total} sources")
+
+    def _on_start(self, plan: Plan, pending: Sequence[Task]) -> None:
+        self._pack_length = plan.layout.pack_length
+        self._planned = sum(clip.num_tokens for task in pending for clip in task.clips)
+        self._start = time.monotonic()
+        if self._live is not None:
+            if self._task is not None:
+                self._live.remove_task(self._task)
+                self._task = None
+            self._live.console.print(
+                f"plan: {len(plan.sources)} sources, {plan.num_clips} clips, "
+                f"{plan.num_tokens:,} tokens, {len(plan.tasks)} shards"
+                + (f", {len(pending)} left to do" if len(pending) < len(plan.tasks) else "")
+            )
+        self._refresh(0)
+
+    def _on_job(self, report: JobReport) -> None:
+        self._done += 1
+        self._tokens += report.tokens
+        self._seconds += report.seconds_of_video
+        self._lost += report.is_lost
+        self._refresh(report.planned_tokens)
+
+    def _on_task(self, report: TaskReport) -> None:
+        self._packs += report.num_packs
+        self._packed_tokens += report.num_tokens
+        self._refresh(0)
+
+    _passed = 0
+
+    def _refresh(self, planned: int) -> None:
+        self._passed += planned
+        elapsed = max(time.monotonic() - self._start, 1e-6)
+        fill = ""
+        if self._packs:
+            fill = f"fill {self._packed_tokens / (self._packs * self._pack_length):.1%}  "
+        self._show(
+            "tokenizing",
+            self._passed,
+            self._planned,
+            f"{self._done} videos  {self._tokens:,} tokens  {fill}"
+            f"{self._tokens / elapsed:,.0f} tokens/s  {self._seconds / elapsed:.1f}x realtime  "
+            f"{self._lost} lost",
+        )
+
+
+def print_json(document: Any) -> None:
+    typer.echo(json.dumps(document, indent=1, sort_keys=True, ensure_ascii=False, default=str))
+
+
+def show_config(config: RunConfig) -> None:
+    typer.echo(to_toml(config.effective()), nl=False)
+
+
+def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
+    """The result of `tokenize`; losses as warnings on stderr."""
+    totals = summary.totals
+    for loss in summary.losses[:SOURCES_SHOWN]:
+        what = loss.source if loss.clip is None else f"{loss.source} clip {loss.clip}"
+        frames = f" ({loss.num_frames} frames)" if loss.num_frames else ""
+        typer.echo(f"lost: {what}: {loss.reason}: {loss.message}{frames}", err=True)
+    if len(summary.losses) > SOURCES_SHOWN:
+        rest = len(summary.losses) - SOURCES_SHOWN
+        typer.echo(f"lost: and {rest} more, see {out / 'losses.parquet'}", err=True)
+    if as_json:
+        losses = [asdict(loss) for loss in summary.losses]
+        print_json({"totals": totals, "losses": losses, "lost_sources": summary.lost_sources})
+        return
+    typer.echo(
+        f"{out}: {totals['segments']:,} segments of {totals['sources_with_segments']:,} sources, "
+        f"{totals['tokens']:,} tokens in {totals['packs']:,} packs "
+        f"(fill {totals['fill']:.1%}, lower bound {totals['lower_bound']:,}), "
+        f"{totals['shards']:,} shards, {totals['bytes'] / 1e6:,.1f} MB"
+    )
+    if summary.lost_sources:
+        typer.echo(f"{len(summary.lost_sources)} sources are lost entirely: exit code 3", err=True)
+
+
+def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        print_json(figures)
+        return
+    rows = []
+    for row in figures["sources"][:SOURCES_SHOWN]:
+        lost = ", ".join(sorted({loss["reason"] for loss in row["losses"]}))
+        rows.append(
+            [
+                row["source"],
+                _size(row["display_size"]),
+                _size(row["size"]),
+                f"{row['seconds']:.2f}",
+                row["frames"],
+                row["clips"],
+                f"{row['tokens']:,}",
+                lost,
+            ]
+        )
+    header = ["source", "shown", "resized", "seconds", "frames", "clips", "tokens", "lost"]
+    _table(header, rows, right={3, 4, 5, 6})
+    if len(figures["sources"]) > SOURCES_SHOWN:
+        typer.echo(f"... and {len(figures['sources']) - SOURCES_SHOWN} more sources (--json)")
+    totals = figures["totals"]
+    typer.echo("")
+    typer.echo(
+        f"{totals['sources']:,} sources ({totals['ignored']} files ignored), "
+        f"{totals['clips']:,} clips, {totals['frames']:,} frames, {totals['tokens']:,} tokens"
+    )
+    typer.echo(
+        f"{totals['packs']:,} packs of {totals['pack_length']:,} (lower bound "
+        f"{totals['lower_bound']:,}), fill {totals['fill']:.2%}, {totals['shards']:,} shards, "
+        f"about {totals['bytes'] / 1e6:,.1f} MB"
+    )
+    typer.echo("")
+    packers = [
+        [name, entry["packs"], f"{entry['fill']:.2%}", "<- chosen" * (name == totals["packer"])]
+        for name, entry in figures["packers"].items()
+    ]
+    _table(["packer", "packs", "fill", ""], packers, right={1, 2})
+    if figures["better_pack_lengths"]:
+        near = ", ".join(
+            f"{entry['pack_length']} ({entry['fill']:.2%})"
+            for entry in figures["better_pack_lengths"]
+        )
+        typer.echo(f"\nbetter pack lengths nearby: {near}")
+    for names in figures["duplicates"]:
+        typer.echo(f"warning: the same file: {', '.join(names)}", err=True)
+    for warning in figures["warnings"]:
+        typer.echo(f"warning: {warning}", err=True)
+
+
+def show_probes(found: list[tuple[Source, Probed]], *, as_json: bool) -> None:
+    documents = [_probe_document(source, probed) for source, probed in found]
+    if as_json:
+        print_json(documents)
+        return
+    for document in documents:
+        typer.echo(document.pop("source"))
+        for key, value in document.items():
+            typer.echo(f"  {key:20} {value}")
+
+
+def _probe_document(source: Source, probed: Probed) -> dict[str, Any]:
+    info = probed.info
+    if info is None:
+        return {"source": source.name, "reason": probed.reason, "message": probed.message}
+    steps = info.frame_pts[1:] - info.frame_pts[:-1]
+    seconds = (info.stop_pts - int(info.frame_pts[0])) * info.time_base
+    return {
+        "source": source.name,
+        "container": info.container,
+        "codec": info.codec,
+        "stream": info.stream_index,
+        "coded_size": _size(info.coded_size),
+        "display_size": _size(info.display_size),
+        "rotation": info.rotation,
+        "pixel_aspect_ratio": str(info.pixel_aspect_ratio),
+        "pixel_format": info.pixel_format,
+        "bit_depth": info.bit_depth,
+        "colour": " ".join(f"{key}={value}" for key, value in info.colour.items() if value),
+        "hdr": info.hdr or "no",
+        "interlaced": info.interlaced,
+        "alpha": info.alpha,
+        "time_base": str(info.time_base),
+        "frames": len(info.frame_pts),
+        "packets": info.num_packets,
+        "start_seconds": float(int(info.frame_pts[0]) * info.time_base),
+        "seconds": 0.0 if info.still else float(seconds),
+        "frame_rate": "variable" if len(set(steps.tolist())) > 1 else "constant",
+        "pts_repaired": info.pts_repaired or "no",
+        "content_id": probed.content_id,
+    }
+
+
+def show_dataset(summary: dict[str, Any], *, as_json: bool) -> None:
+    """The result of `inspect`."""
+    if as_json:
+        print_json(summary)
+        return
+    _tree(summary, 0)
+
+
+def _tree(value: Any, depth: int, limit: int = 24) -> None:
+    indent = "  " * depth
+    if isinstance(value, dict):
+        for key, entry in value.items():
+            if isinstance(entry, (dict, list)) and entry:
+                typer.echo(f"{indent}{key}:")
+                _tree(entry, depth + 1)
+            else:
+                shown = f"{entry:.4g}" if isinstance(entry, float) else entry
+                typer.echo(f"{indent}{key}: {shown}")
+        return
+    for entry in value[:limit]:
+        if isinstance(entry, dict):
+            typer.echo(indent + "  ".join(f"{key}={_short(item)}" for key, item in entry.items()))
+        else:
+            typer.echo(f"{indent}{_short(entry)}")
+    if len(value) > limit:
+        typer.echo(f"{indent}... {len(value) - limit} more (--json)")
+
+
+def _short(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _size(size: Sequence[int] | None) -> str:
+    """(h, w) as people write it."""
+    return f"{size[1]}x{size[0]}" if size else "-"
+
+
+def _table(header: list[str], rows: list[list[Any]], *, right: set[int]) -> None:
+    cells = [header, *[[str(cell) for cell in row] for row in rows]]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
+    for row in cells:
+        line = "  ".join(
+            cell.rjust(width) if column in right else cell.ljust(width)
+            for column, (cell, width) in enumerate(zip(row, widths, strict=True))
+        )
+        typer.echo(line.rstrip())

@@ -1,0 +1,77 @@
+"""Options that commands share; those of a run are made from the fields of `RunConfig`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from spacepatch.config import RunConfig, load_config
+
+Sources = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="SOURCE...",
+        help="Videos: files, folders, globs, @list.txt, manifests (.csv .jsonl .parquet), .tar.",
+        show_default=False,
+    ),
+]
+ConfigFile = Annotated[
+    Path | None, typer.Option("--config", help="Settings in a TOML file, keys as the options here.")
+]
+Preset = Annotated[str | None, typer.Option("--preset", help="Named settings that come with it.")]
+Root = Annotated[
+    Path | None,
+    typer.Option("--root", help="What paths in lists and manifests are relative to."),
+]
+Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+Overwrite = Annotated[
+    bool, typer.Option("--overwrite", help="Begin anew; remove what a former run wrote there.")
+]
+ShowConfig = Annotated[
+    bool, typer.Option("--show-config", help="Print the effective settings and stop.")
+]
+
+
+def with_settings(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command every setting of a run as an option; it gets them as one `config`."""
+    own = inspect.signature(command)
+    kept = [parameter for name, parameter in own.parameters.items() if name != "config"]
+    settings = [_option(name) for name in RunConfig.model_fields]
+    layers = [
+        _parameter("config_file", ConfigFile, None),
+        _parameter("preset", Preset, None),
+    ]
+
+    @wraps(command)
+    def run(config_file: Path | None, preset: str | None, **given: Any) -> None:
+        flags = {name: given.pop(name) for name in RunConfig.model_fields}
+        command(config=load_config(flags, file=config_file, preset=preset), **given)
+
+    parameters = [*kept, *layers, *settings]
+    run.__signature__ = own.replace(parameters=parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {entry.name: entry.annotation for entry in parameters}
+    return run
+
+
+def _option(name: str) -> inspect.Parameter:
+    field = RunConfig.model_fields[name]
+    kind: Any = field.annotation
+    if kind in (str, int, float, bool):
+        kind = kind | None
+    flag = f"--{name.replace('_', '-')}"
+    flags = [f"{flag}/--no-{flag[2:]}"] if field.annotation is bool else [flag]
+    text = field.description or ""
+    if field.default not in (None, False):
+        text += f" Default {field.default}."
+    return _parameter(name, Annotated[kind, typer.Option(*flags, help=text)], None)
+
+
+def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=annotation
+    )

@@ -1,0 +1,47 @@
+"""`spacepatch plan`: everything up to the first decode."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from spacepatch.cli.options import Json, Overwrite, Root, ShowConfig, Sources, with_settings
+from spacepatch.config import RunConfig
+
+EXAMPLE = "Example:  spacepatch plan videos/ --pack-length 16384 --json"
+
+
+@with_settings
+def command(
+    sources: Sources,
+    *,
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", help="Write the plan there; tokenize --out follows it."),
+    ] = None,
+    root: Root = None,
+    overwrite: Overwrite = False,
+    show_config: ShowConfig = False,
+    json: Json = False,
+    config: RunConfig,
+) -> None:
+    """Count frames, tokens, packs, shards and bytes without decoding a picture."""
+    from spacepatch.cli import display
+    from spacepatch.pipeline import make_plan
+    from spacepatch.pipeline.forecast import forecast
+
+    if show_config:
+        display.show_config(config)
+        return
+    with display.RunProgress() as progress:
+        plan = make_plan(
+            sources,
+            config=config,
+            root=root,
+            out=out,
+            overwrite=overwrite,
+            watch=progress.watch(),
+        )
+    display.show_forecast(forecast(plan), as_json=json)

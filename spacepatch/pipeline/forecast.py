@@ -1,0 +1,202 @@
+"""What a plan comes to: tokens, packs for each packer, shards, bytes, better pack lengths."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from spacepatch.data import Task
+from spacepatch.packing import PACKERS, count_packs, lower_bound
+from spacepatch.pipeline.placement import Placement
+from spacepatch.pipeline.planfile import Plan
+
+LOW_FILL = 0.95
+"""Fill below which a plan warns."""
+NEAR = 0.25
+"""How far from the pack length asked for better ones are looked for, as a share of it."""
+CANDIDATES = 129
+
+PACK_OVERHEAD = 5 * 512 + 5 * 128 + 256
+"""Bytes of tar headers, npy headers and padding in a pack, about."""
+SEGMENT_OVERHEAD = 1200
+"""Bytes a segment adds to pack.json and the table, about."""
+
+
+def forecast(plan: Plan) -> dict[str, Any]:
+    """The figures of `spacepatch plan`, from integers alone.
+
+    Returns:
+        JSON-able: `sources` (a list), `totals`, `packers`, `better_pack_lengths`, `warnings`,
+        `duplicates`.
+    """
+    length = plan.layout.pack_length
+    tokens = plan.num_tokens
+    packers: dict[str, dict[str, Any]] = {}
+    for name in [*PACKERS, "cut-to-fit"]:
+        placement = _placement(plan, name)
+        packs = sum(_count(task, placement) for task in plan.tasks)
+        packers[name] = {"packs": packs, "fill": _fill(tokens, packs, length)}
+    chosen = "cut-to-fit" if plan.placement.cut_to_fit else plan.placement.packer
+    packs = packers[chosen]["packs"]
+    fill = packers[chosen]["fill"]
+    warnings = []
+    better = _better_lengths(plan)
+    if packs and fill < LOW_FILL:
+        hint = f"; try --pack-length {better[0]['pack_length']}" if better else ""
+        warnings.append(f"fill is {fill:.1%}, below {LOW_FILL:.0%}: --cut-to-fit fills packs{hint}")
+    return {
+        "sources": _source_rows(plan),
+        "totals": {
+            "sources": len(plan.sources),
+            "ignored": plan.num_ignored,
+            "clips": plan.num_clips,
+            "frames": sum(len(clip.frame_pts) for task in plan.tasks for clip in task.clips),
+            "seconds": sum(entry.duration_seconds for entry in plan.sources),
+            "tokens": tokens,
+            "packer": chosen,
+            "pack_length": length,
+            "packs": packs,
+            "lower_bound": lower_bound(tokens, pack_length=length),
+            "fill": fill,
+            "shards": len(plan.tasks),
+            "bytes": tokens * plan.layout.token_bytes
+            + packs * PACK_OVERHEAD
+            + plan.num_clips * SEGMENT_OVERHEAD,
+            "losses": dict(sorted(Counter(loss.reason for loss in plan.losses).items())),
+        },
+        "packers": packers,
+        "better_pack_lengths": better,
+        "duplicates": _duplicates(plan),
+        "warnings": warnings,
+    }
+
+
+def _placement(plan: Plan, name: str) -> Placement:
+    if name == "cut-to-fit":
+        return replace(plan.placement, cut_to_fit=True, packer="best-fit-decreasing", window=None)
+    window = plan.placement.window if name == "first-fit" else None
+    return replace(plan.placement, cut_to_fit=False, packer=name, window=window)
+
+
+def _count(task: Task, placement: Placement) -> int:
+    lengths = np.array([clip.num_tokens for clip in task.clips])
+    rows = np.array([clip.grid_thw[1] * clip.grid_thw[2] for clip in task.clips])
+    return placement.count(lengths, rows)
+
+
+def _fill(tokens: int, packs: int, length: int) -> float:
+    return tokens / (packs * length) if packs else 0.0
+
+
+def _better_lengths(plan: Plan) -> list[dict[str, Any]]:
+    """The three pack lengths near the one asked for that fill best, if any is better."""
+    spans = Counter(_spans(plan))
+    length = plan.layout.pack_length
+    if not spans:
+        return []
+    low, high = max(1, int(length * (1 - NEAR))), int(length * (1 + NEAR))
+    candidates = np.unique(np.linspace(low, high, CANDIDATES).round().astype(int))
+    # Round numbers are easier to live with.
+    step = 64 if length >= 1024 else 8 if length >= 64 else 1
+    candidates = np.unique([max(step, int(value) // step * step) for value in candidates])
+    found = [
+        {"pack_length": int(value), "packs": packs, "fill": fill}
+        for value in candidates
+        if (result := _fill_at(spans, int(value), plan.placement.max_segments)) is not None
+        for packs, fill in [result]
+    ]
+    here = _fill_at(spans, length, plan.placement.max_segments)
+    found = [entry for entry in found if here is None or entry["fill"] > here[1]]
+    return sorted(found, key=lambda entry: (-entry["fill"], entry["pack_length"]))[:3]
+
+
+def _spans(plan: Plan) -> list[tuple[int, int]]:
+    """(rows, tokens a row) of each stretch of video before it was cut to fit the pack length."""
+    by_source = defaultdict(list)
+    for task in plan.tasks:
+        for clip in task.clips:
+            by_source[clip.source].append(clip)
+    spans = []
+    for clips in by_source.values():
+        clips.sort(key=lambda clip: clip.clip)
+        rows, before = 0, None
+        for clip in clips:
+            cells = clip.grid_thw[1] * clip.grid_thw[2]
+            if before is not None and before.stop_pts != clip.start_pts:
+                spans.append((rows, before.grid_thw[1] * before.grid_thw[2]))
+                rows = 0
+            rows, before = rows + clip.num_tokens // cells, clip
+        if before is not None:
+            spans.append((rows, before.grid_thw[1] * before.grid_thw[2]))
+    return spans
+
+
+def _fill_at(
+    spans: Counter[tuple[int, int]], length: int, max_segments: int | None
+) -> tuple[int, float] | None:
+    """(packs, fill) of best-fit-decreasing at another pack length; None where a row exceeds it."""
+    histogram = np.zeros(length + 1, np.int64)
+    for (rows, cells), count in spans.items():
+        most = length // cells
+        if most == 0:
+            return None
+        histogram[most * cells] += rows // most * count
+        if rows % most:
+            histogram[rows % most * cells] += count
+    tokens = int((histogram * np.arange(length + 1)).sum())
+    packs = count_packs(histogram, pack_length=length, max_segments=max_segments)
+    return packs, _fill(tokens, packs, length)
+
+
+def _duplicates(plan: Plan) -> list[list[str]]:
+    """Names of sources with the same content: they stay, but should be known."""
+    groups = defaultdict(list)
+    for entry in plan.sources:
+        if entry.content_id:
+            groups[entry.content_id].append(entry.source.name)
+    return [names for names in groups.values() if len(names) > 1]
+
+
+def _source_rows(plan: Plan) -> list[dict[str, Any]]:
+    frames: Counter[int] = Counter()
+    tokens: Counter[int] = Counter()
+    clips: Counter[int] = Counter()
+    sizes: dict[int, tuple[int, int]] = {}
+    for task in plan.tasks:
+        for clip in task.clips:
+            frames[clip.source] += len(clip.frame_pts)
+            tokens[clip.source] += clip.num_tokens
+            clips[clip.source] += 1
+            sizes[clip.source] = clip.size
+    losses = defaultdict(list)
+    for loss in plan.losses:
+        losses[loss.source_id].append({"reason": loss.reason, "message": loss.message})
+    rows = []
+    order = sorted(
+        range(len(plan.sources)),
+        key=lambda row: (
+            plan.sources[row].source.source_root,
+            plan.sources[row].source.name.encode(),
+        ),
+    )
+    for row in order:
+        entry = plan.sources[row]
+        info = entry.info
+        rows.append(
+            {
+                "source": entry.source.name,
+                "split": entry.source.split,
+                "display_size": list(info.display_size) if info else None,
+                "size": list(sizes[row]) if row in sizes else None,
+                "seconds": entry.duration_seconds,
+                "source_frames": entry.num_frames,
+                "frames": frames[row],
+                "clips": clips[row],
+                "tokens": tokens[row],
+                "losses": losses[entry.source.source_id],
+            }
+        )
+    return rows
