@@ -5,15 +5,19 @@ from __future__ import annotations
 import csv
 import glob
 import hashlib
+import itertools
 import json
+import math
 import os
+import re
 import stat
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from spacepatch.data import ClipRange, Source
@@ -28,7 +32,6 @@ AUDIO_EXTENSIONS = frozenset("aac aif aiff flac m4a mka mp3 oga opus wav wma".sp
 """Audio files are listed too: a folder's mp3 with nothing but a cover is a loss to be seen
 (`no_video_stream`), not a file that was never there."""
 MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS | AUDIO_EXTENSIONS
-MANIFEST_EXTENSIONS = frozenset({"csv", "jsonl", "parquet"})
 
 RESERVED_COLUMNS = ("uri", "start", "end")
 """Manifest columns that we read; every other one travels to the segment (`id` included)."""
@@ -40,9 +43,11 @@ class Listing:
 
     sources: tuple[Source, ...]
     num_ignored: int
-    """Files of a folder or tar that are no media by their name, or are hidden."""
+    """Files of a folder or tar that are hidden, no media by their name, or not regular; hidden or
+    linked folders count as one."""
     missing: tuple[Source, ...] = field(default=())
-    """Sources that a list or manifest names and that are not there: losses, not errors."""
+    """What a list or manifest names and is not there, and folders inside folders that cannot be
+    read: losses, not errors."""
 
 
 @dataclass(slots=True)
@@ -64,8 +69,8 @@ def list_sources(arguments: Iterable[str], *, root: Path | None = None) -> Listi
     file system's.
 
     Args:
-        root: what relative paths of lists and manifests are relative to, and must stay under;
-            by default the folder of the list or manifest.
+        root: what paths in lists and manifests are relative to and must stay under; by default
+            the folder of the list or manifest.
 
     Raises:
         ConfigError: an argument names nothing, or a manifest points outside its root.
@@ -89,10 +94,7 @@ def list_sources(arguments: Iterable[str], *, root: Path | None = None) -> Listi
                 member_offset=item.offset,
                 ranges=tuple(item.ranges),
             )
-            if item.num_bytes is None:
-                missing.append(source)
-            else:
-                sources.append(source)
+            (missing if item.num_bytes is None else sources).append(source)
     return Listing(tuple(sources), ignored, tuple(missing))
 
 
@@ -106,18 +108,16 @@ def make_source_id(name: str, *, ordinal: int, member: str = "") -> str:
 def content_id(path: str, *, offset: int | None = None, num_bytes: int) -> str:
     """32 hex digits: blake2b-128 of the size and of the first and last 64 KiB.
 
-    Raises:
-        OSError: the file cannot be read.
+    Args:
+        offset, num_bytes: where a tar's member lies; a plain file has the size that it has now.
     """
     block = 64 * 1024
-    digest = hashlib.blake2b(num_bytes.to_bytes(8, "little"), digest_size=16)
     with Path(path).open("rb") as file:
-        begin = offset or 0
-        file.seek(begin)
-        digest.update(file.read(min(block, num_bytes)))
-        tail = max(num_bytes - block, 0)
-        file.seek(begin + tail)
-        digest.update(file.read(num_bytes - tail))
+        size = os.fstat(file.fileno()).st_size if offset is None else num_bytes
+        digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=16)
+        for start in (0, max(size - block, 0)):
+            file.seek((offset or 0) + start)
+            digest.update(file.read(min(block, size)))
     return digest.hexdigest()
 
 
@@ -131,108 +131,82 @@ def select_sources(
 ) -> tuple[Source, ...]:
     """Apply `--sample`, then `--limit`, then name the `--split` of each source.
 
-    Args:
-        sample: ``1%`` or a count; the sources with the smallest keyed hashes, so that a larger
-            sample contains a smaller one.
-        split: ``train=0.98,val=0.02``; by the keyed hash too, so that a source keeps its split
-            whatever else is listed.
+    Sample and split go by keyed hashes: a larger sample contains a smaller one, and a source keeps
+    its split whatever else is listed.
 
     Raises:
         ConfigError: a value that cannot be understood.
     """
     if sample is not None:
         count = parse_share("sample", sample, len(sources))
-        chosen = sorted(sources, key=lambda s: _keyed_hash(seed, "sample", s.source_id))[:count]
+        chosen = sorted(sources, key=lambda source: _draw(seed, "sample", source))[:count]
         kept = {id(source) for source in chosen}
         sources = tuple(source for source in sources if id(source) in kept)
     if limit is not None:
         sources = sources[:limit]
     if split:
         borders = parse_split(split)
-        sources = tuple(
-            replace(source, split=_split_of(_keyed_hash(seed, "split", source.source_id), borders))
-            for source in sources
-        )
+        draws = [_draw(seed, "split", source) for source in sources]
+        names = [next(name for name in borders if draw < borders[name]) for draw in draws]
+        sources = tuple(map(lambda source, name: replace(source, split=name), sources, names))
     return sources
 
 
 def parse_share(key: str, text: str, total: int) -> int:
-    """`7` or `1%` of `total`, rounded up.
-
-    Raises:
-        ConfigError: neither a count nor a percentage.
-    """
+    """`7` or `1%` of `total`, rounded up; a ConfigError where it is neither."""
     try:
-        if text.endswith("%"):
-            share = Fraction(text[:-1]) / 100
-            if not 0 <= share <= 1:
-                raise ValueError(text)
-            return -(-share.numerator * total // share.denominator)
-        count = int(text)
-        if count < 0:
+        share = Fraction(text[:-1]) / 100 if text.endswith("%") else None
+        count = int(text) if share is None else math.ceil(share * total)
+        if count < 0 or not 0 <= (share or 0) <= 1:
             raise ValueError(text)
-        return count
-    except ValueError:
+    except (ValueError, ZeroDivisionError):
         raise ConfigError(f"{key}: {text!r} is no count (12) and no percentage (1%)") from None
+    return count
 
 
-def parse_split(text: str) -> list[tuple[str, Fraction]]:
-    """``train=0.98,val=0.02`` to names with their upper borders in [0, 1].
-
-    Raises:
-        ConfigError: names that cannot be part of a file name, or shares that do not sum to 1.
-    """
-    borders: list[tuple[str, Fraction]] = []
+def parse_split(text: str) -> dict[str, Fraction]:
+    """``train=0.98,val=0.02`` to names, fit for file names, with their upper borders in [0, 1]."""
+    borders: dict[str, Fraction] = {}
     total = Fraction(0)
     for part in text.split(","):
-        name, _, share = part.strip().partition("=")
-        try:
-            total += Fraction(share)
-        except (ValueError, ZeroDivisionError):
-            raise ConfigError(f"split: {part!r} is not NAME=SHARE, as in train=0.98") from None
-        if not name.replace("_", "").isalnum() or not name.isascii() or len(name) > 32:
-            raise ConfigError(f"split: {name!r} must be letters, digits and _, at most 32")
-        if name in dict(borders):
-            raise ConfigError(f"split: {name!r} is named twice")
-        borders.append((name, total))
+        match = re.fullmatch(r"\s*([0-9A-Za-z_]{1,32})=(\d*\.?\d+|\d+/[1-9]\d*)\s*", part)
+        if match is None:
+            raise ConfigError(f"split: {part!r} is not NAME=SHARE, as in train=0.98")
+        if match[1] in borders:
+            raise ConfigError(f"split: {match[1]!r} is named twice")
+        total += Fraction(match[2])
+        borders[match[1]] = total
     if total != 1:
         raise ConfigError(f"split: the shares of {text!r} sum to {float(total):g}, not to 1")
     return borders
 
 
-def _split_of(keyed_hash: int, borders: list[tuple[str, Fraction]]) -> str:
-    place = Fraction(keyed_hash, 2**64)
-    return next(name for name, border in borders if place < border)
-
-
-def _keyed_hash(seed: int, purpose: str, source_id: str) -> int:
-    content = f"{seed}\0{purpose}\0{source_id}".encode()
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
-
-
-# --- one SOURCE argument ---------------------------------------------------------------------
+def _draw(seed: int, purpose: str, source: Source) -> Fraction:
+    """A number in [0, 1) that depends on these three and on nothing else."""
+    content = f"{seed}\0{purpose}\0{source.source_id}".encode()
+    number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+    return Fraction(number, 2**64)
 
 
 def _expand(argument: str, root: Path | None) -> tuple[list[_Found], int]:
     if "://" in argument:
-        raise ConfigError(
-            f"{argument}: only local paths can be read so far; copy or mount it, then give the path"
-        )
+        raise ConfigError(f"{argument}: only local paths can be read so far; copy or mount it")
     if argument.startswith("@"):
         return _read_list(Path(argument[1:]), root), 0
     path = Path(argument)
-    if path.is_dir():
+    if argument and path.is_dir():
         return _walk(path)
-    if path.exists():
+    if path.is_file():
         extension = path.suffix.lower().lstrip(".")
-        if extension in MANIFEST_EXTENSIONS:
+        if extension in ("csv", "jsonl", "parquet"):
             return _read_manifest(path, root), 0
         if extension == "tar":
             return _read_tar(path, printable(path.name))
         return [_file(path.absolute(), printable(path.name))], 0
     if glob.has_magic(argument):
         return _glob(argument)
-    raise ConfigError(f"{argument}: no such file or folder")
+    what = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
+    raise ConfigError(f"{argument or repr(argument)}: {what}")
 
 
 def printable(name: str) -> str:
@@ -241,24 +215,33 @@ def printable(name: str) -> str:
 
 
 def _file(path: Path, name: str) -> _Found:
+    """A regular file; else one without a size: a FIFO or a device would block whoever opens it."""
     try:
-        return _Found(path, name, num_bytes=path.stat().st_size)
+        status = path.stat()
     except (OSError, ValueError):
         return _Found(path, name)
+    return _Found(path, name, num_bytes=status.st_size if stat.S_ISREG(status.st_mode) else None)
 
 
 def _walk(folder: Path) -> tuple[list[_Found], int]:
     found: list[_Found] = []
     ignored = 0
-    for parent, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+    unread: list[OSError] = []
+    for parent, folders, files in os.walk(folder, onerror=unread.append):
+        # Hidden folders are left alone, and links to folders: they may lead round in a circle.
+        visible = [x for x in folders if not (x.startswith(".") or Path(parent, x).is_symlink())]
+        ignored += len(folders) - len(visible)
+        folders[:] = visible
         for file in files:
             path = Path(parent, file)
-            if _is_media(path):
-                name = printable(path.relative_to(folder).as_posix())
-                found.append(_file(path.absolute(), name))
+            item = _file(path.absolute(), printable(path.relative_to(folder).as_posix()))
+            if _is_media(item.name) and item.num_bytes is not None:
+                found.append(item)
             else:
                 ignored += 1
+    for error in unread:
+        path = Path(error.filename)
+        found.append(_Found(path, printable(path.relative_to(folder).as_posix())))
     return _sorted(found), ignored
 
 
@@ -266,58 +249,79 @@ def _glob(pattern: str) -> tuple[list[_Found], int]:
     parts = Path(pattern).parts
     magic = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     fixed = Path(*parts[:magic]) if magic else Path()
-    matches = [Path(match) for match in glob.glob(pattern, recursive=True)]
-    regular = [path for path in matches if path.is_file()]
-    if not regular:
+    found: list[_Found] = []
+    ignored = 0
+    for path in map(Path, glob.glob(pattern, recursive=True)):
+        name = printable(path.relative_to(fixed).as_posix())
+        if path.suffix.lower() == ".tar":
+            members, skipped = _read_tar(path, name)
+            found += members
+            ignored += skipped
+        elif path.is_file():
+            found.append(_file(path.absolute(), name))
+    if not found and not ignored:
         raise ConfigError(f"{pattern}: the pattern matches no file")
-    found = [
-        _file(path.absolute(), printable(path.relative_to(fixed).as_posix())) for path in regular
-    ]
-    return _sorted(found), 0
+    return _sorted(found), ignored
 
 
-def _is_media(path: Path) -> bool:
-    if path.name.startswith(".") or path.suffix.lower().lstrip(".") not in MEDIA_EXTENSIONS:
-        return False
-    try:
-        # A FIFO or a device named x.mp4 would block whoever opens it.
-        return stat.S_ISREG(path.stat().st_mode)
-    except OSError:
-        return False
+def _is_media(name: str) -> bool:
+    path = PurePosixPath(name)
+    hidden = any(part.startswith(".") and part != ".." for part in path.parts)
+    return not hidden and path.suffix.lower().lstrip(".") in MEDIA_EXTENSIONS
 
 
 def _sorted(found: list[_Found]) -> list[_Found]:
-    return sorted(found, key=lambda item: (item.name.encode(), item.member.encode()))
+    # Two names can look alike once printable; their own bytes then say which is first.
+    return sorted(
+        found, key=lambda item: (item.name.encode(), item.member.encode(), os.fsencode(item.path))
+    )
+
+
+@contextmanager
+def _blaming(where: str) -> Iterator[None]:
+    """What is wrong with a line or row becomes an error that says which one it is."""
+    try:
+        yield
+    except (ValueError, csv.Error) as error:
+        raise ConfigError(f"{where}: {error}") from None
 
 
 def _read_list(path: Path, root: Path | None) -> list[_Found]:
     if not path.is_file():
         raise ConfigError(f"@{path}: no such list")
-    lines = path.read_text(encoding="utf-8", errors="surrogateescape").splitlines()
-    uris = [line.strip() for line in lines if line.strip() and not line.startswith("#")]
-    return [_below(uri, path, root, f"line {uri!r}") for uri in uris]
+    found = []
+    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip() and not line.startswith("#"):
+            with _blaming(f"{path}: line {number}"):
+                found.append(_below(line.strip(), root or path.parent))
+    return found
 
 
 def _read_manifest(path: Path, root: Path | None) -> list[_Found]:
     """One source a uri, one clip range a row; the order is that of first mention."""
     by_uri: dict[str, _Found] = {}
-    for number, row in enumerate(_manifest_rows(path), start=1):
-        where = f"row {number}"
-        uri = row.get("uri")
-        if not uri or not isinstance(uri, str):
-            raise ConfigError(f"{path}: {where} has no uri; columns are {', '.join(row)}")
-        if uri not in by_uri:
-            by_uri[uri] = _below(uri, path, root, where)
-        start = _seconds(row.get("start"), path, where, "start")
-        stop = _seconds(row.get("end"), path, where, "end")
-        if start is not None and stop is not None and stop <= start:
-            raise ConfigError(f"{path}: {where}: end {row['end']} is not after {row['start']}")
-        if any(
-            (seen.start_seconds, seen.stop_seconds) == (start, stop) for seen in by_uri[uri].ranges
-        ):
-            raise ConfigError(f"{path}: {where} repeats the range of an earlier row of {uri}")
-        extra = {key: value for key, value in row.items() if key not in RESERVED_COLUMNS}
-        by_uri[uri].ranges.append(ClipRange(start, stop, _jsonable(extra)))
+    seen: set[tuple[str, Fraction, Fraction | None]] = set()
+    rows = _manifest_rows(path)
+    for number in itertools.count(1):
+        with _blaming(f"{path}: row {number}"):
+            row = next(rows, None)
+            if row is None:
+                break
+            uri = row.get("uri")
+            if not uri or not isinstance(uri, str):
+                raise ValueError(f"has no uri; columns are {', '.join(row)}")
+            if uri not in by_uri:
+                by_uri[uri] = _below(uri, root or path.parent)
+            start, stop = _seconds(row, "start"), _seconds(row, "end")
+            if stop is not None and stop <= (start or 0):
+                raise ValueError(f"end {row['end']} is not after {row.get('start') or 0}")
+            asked = uri, start or Fraction(0), stop
+            if asked in seen:
+                raise ValueError(f"repeats the range of an earlier row of {uri}")
+            seen.add(asked)
+            extra = {key: value for key, value in row.items() if key not in RESERVED_COLUMNS}
+            by_uri[uri].ranges.append(ClipRange(start, stop, _jsonable(extra)))
     return list(by_uri.values())
 
 
@@ -326,18 +330,17 @@ def _manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
     if kind == ".csv":
         with path.open(newline="", encoding="utf-8-sig") as file:
             for row in csv.DictReader(file):
-                yield {key: value for key, value in row.items() if key is not None}
+                if None in row:
+                    raise ValueError("more cells than the header has; quote commas")
+                yield row
     elif kind == ".jsonl":
-        for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-            if not line.strip():
-                continue
-            try:
+        # Lines end at \n alone: U+2028 may be part of a caption.
+        with path.open(newline="\n", encoding="utf-8-sig") as file:
+            for line in filter(str.strip, file):
                 row = json.loads(line)
-            except ValueError:
-                raise ConfigError(f"{path}: line {number} is not JSON") from None
-            if not isinstance(row, dict):
-                raise ConfigError(f"{path}: line {number} is no JSON object")
-            yield row
+                if not isinstance(row, dict):
+                    raise ValueError("no JSON object")
+                yield row
     else:
         import pyarrow.parquet as parquet
 
@@ -345,39 +348,38 @@ def _manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
             yield from batch.to_pylist()
 
 
-def _below(uri: str, listed_in: Path, root: Path | None, where: str) -> _Found:
-    """A path that a list or manifest names: resolved, and refused outside its root."""
-    if "\0" in uri or "://" in uri:
-        raise ConfigError(f"{listed_in}: {where}: {uri!r} is no local path")
-    base = (root or listed_in.parent).resolve()
-    path = (base / uri).resolve()
+def _below(uri: str, root: Path) -> _Found:
+    """A path that a list or manifest names: resolved, and a ValueError outside its root."""
+    base = root.resolve()
+    try:
+        path = (base / uri).resolve()
+    except ValueError:  # NUL, or half a surrogate pair
+        path = None
+    if path is None or "://" in uri:
+        raise ValueError(f"{uri!r} is no local path")
     if not path.is_relative_to(base):
-        raise ConfigError(
-            f"{listed_in}: {where}: {uri} lies outside {base}; say where the files lie with --root"
-        )
+        raise ValueError(f"{uri} lies outside {base}; say where the files lie with --root")
     return _file(path, printable(path.relative_to(base).as_posix()))
 
 
-def _seconds(value: Any, path: Path, where: str, column: str) -> Fraction | None:
+def _seconds(row: dict[str, Any], column: str) -> Fraction | None:
     """`3.5`, `90` or `1:02:03.5` to seconds; None where empty."""
+    value = row.get(column)
     if value is None or value == "" or value != value:  # NaN of a parquet column
         return None
-    try:
-        seconds = Fraction(0)
-        for part in str(value).split(":"):
-            seconds = seconds * 60 + Fraction(part.strip())
-        if seconds < 0:
-            raise ValueError(value)
-        return seconds
-    except ValueError:
-        raise ConfigError(
-            f"{path}: {where}: {column} {value!r} is no time; write seconds or H:MM:SS"
-        ) from None
+    number = r"(?:\d{1,9}(?:\.\d*)?|\.\d+)(?:e[+-]?\d\d?)?"
+    clock = rf"(?:(?:(\d{{1,9}}):)?(\d{{1,9}}):)?({number})"
+    match = re.fullmatch(clock, str(value).strip().lower())
+    if match is None:
+        raise ValueError(f"{column} {value!r} is no time; write seconds or H:MM:SS")
+    hours, minutes, seconds = match.groups("0")
+    return (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds)
 
 
 def _jsonable(row: dict[str, Any]) -> dict[str, Any]:
-    """Only what JSON can hold: a date or bytes of a parquet manifest become text."""
-    return json.loads(json.dumps(row, default=str))  # type: ignore[no-any-return]
+    """Only what JSON and UTF-8 can hold: dates become text, NaN null, half a surrogate `?`."""
+    text = json.dumps(row, default=str, ensure_ascii=False).encode("utf-8", "replace")
+    return json.loads(text, parse_constant=lambda name: None)  # type: ignore[no-any-return]
 
 
 def _read_tar(path: Path, name: str) -> tuple[list[_Found], int]:
@@ -387,13 +389,16 @@ def _read_tar(path: Path, name: str) -> tuple[list[_Found], int]:
     try:
         with tarfile.open(path, "r:") as archive:
             for member in archive:
-                extension = member.name.rsplit(".", 1)[-1].lower()
-                if not member.isreg() or extension not in MEDIA_EXTENSIONS or member.issparse():
-                    ignored += 1
+                if not member.isreg() or member.issparse() or not _is_media(member.name):
+                    ignored += not member.isdir()
                     continue
-                item = _Found(path.absolute(), name, printable(member.name), member.offset_data)
-                item.num_bytes = member.size
-                found.append(item)
+                place = member.offset_data, member.size
+                found.append(_Found(path.absolute(), name, printable(member.name), *place))
+            # tarfile takes a damaged header for the end.
+            assert archive.fileobj is not None
+            archive.fileobj.seek(archive.offset)
+            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+                raise tarfile.ReadError("a header inside is damaged")
     except (tarfile.TarError, OSError) as error:
         raise ConfigError(f"{path}: not a plain tar that can be read ({error})") from None
     return _sorted(found), ignored

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import queue
 import signal
@@ -201,6 +202,9 @@ def _start_worker(beats: Any, parent: int) -> None:
 
     import spacepatch.jobs  # noqa: F401
 
+    # What is loaded now stays: the collections after each job need not look at it.
+    gc.freeze()
+
 
 def _die_with(parent: int) -> None:
     """A worker whose parent was killed must not decode on, or hang on, for nobody."""
@@ -213,7 +217,11 @@ def _run(slot: int, function: Callable[[Any], Any], argument: Any) -> Any:
     global _slot
     _slot = slot
     beat()
-    return function(argument)
+    try:
+        return function(argument)
+    finally:
+        # PyAV's containers, streams and decoders refer to each other in circles.
+        gc.collect()
 
 
 def available_cores() -> int:

@@ -39,7 +39,7 @@ ShowConfig = Annotated[
 
 def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command every setting of a run as an option; it gets them as one `config`."""
-    own = inspect.signature(command)
+    own = inspect.signature(command, eval_str=True)
     kept = [parameter for name, parameter in own.parameters.items() if name != "config"]
     settings = [_option(name) for name in RunConfig.model_fields]
     layers = [

@@ -59,18 +59,26 @@ def decode_pictures(
         assert isinstance(stream, VideoStream)
         stream.codec_context.thread_count = 1
         frames = _frames(container, stream, seek_to=int(pts[0]) if far else None)
+        orientations: dict[int, tuple[int, bool]] = {}
         for position, frame in enumerate(frames):
             on_picture()
             key = position if info.pts_repaired else frame.pts
             place = place_of.get(key)
             if place is not None:
-                yield _picture(frame, info, int(indices[place]), int(pts[place]))
+                # PyAV's side data and its frame hold each other until the garbage collector comes:
+                # looked at for each frame, it keeps hundreds of megabytes of pictures alive.
+                if frame.rotation not in orientations:
+                    orientations[frame.rotation] = _orientation(frame)
+                orientation = orientations[frame.rotation]
+                yield _picture(frame, info, int(indices[place]), int(pts[place]), orientation)
             if key is not None and key >= stop_key:
                 return
 
 
-def _picture(frame: Any, info: VideoInfo, index: int, pts: int) -> Picture:
-    rotation, mirrored = _orientation(frame)
+def _picture(
+    frame: Any, info: VideoInfo, index: int, pts: int, orientation: tuple[int, bool]
+) -> Picture:
+    rotation, mirrored = orientation
     size = display_size(
         (frame.height, frame.width),
         rotation=rotation,

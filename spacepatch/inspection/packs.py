@@ -1,0 +1,256 @@
+"""Check one pack: its members against each other, the index, the receipt and the table's rows."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from crc32c import crc32c
+
+from spacepatch.errors import ShardError
+from spacepatch.inspection.findings import Findings, Report
+from spacepatch.inspection.tars import Sample
+from spacepatch.shards import ShardReceipt, check_version
+
+Row = dict[str, Any]
+"""A row of segments.parquet."""
+
+DTYPES = {
+    "segments.npy": ("int32",),
+    "segment_ids.npy": ("int32",),
+    "positions.npy": ("int16", "int32"),
+    "kept.npy": ("uint32",),
+    "run_lengths.npy": ("uint16",),
+    "visible.npy": ("uint8",),
+}
+"""Of every member but tokens, whose dtype the receipt names."""
+
+SEGMENT_COLUMNS = ("offset", "num_kept", "T", "H", "W", "tubelet_size", "patch_h", "patch_w")
+
+DESCRIBED = (
+    "segment_id source clip view grid_thw offset num_tokens num_kept size seconds".split()
+    # and extra, which is JSON in the table and an object in pack.json
+)
+
+
+def check_pack(
+    sample: Sample,
+    *,
+    where: str,
+    findings: Findings,
+    receipt: ShardReceipt,
+    rows: Sequence[Row] | None,
+    checksum: int,
+    places: np.ndarray | None,
+) -> None:
+    """Report everything that is wrong with one pack.
+
+    Args:
+        rows: of segments.parquet, in order; None where that is damaged.
+        checksum: what the receipt has as the pack's crc32c.
+        places: ``(members, 2)`` of the index: offset and size of each member's data.
+    """
+    report = findings.at(where)
+    for place, name in enumerate(receipt.members):
+        if places is not None and name in sample.places:
+            listed = (int(places[place, 0]), int(places[place, 1]))
+            if listed != sample.places[name]:
+                offset, size = sample.places[name]
+                report(
+                    f"{name} has {size} bytes at {offset}, the index says "
+                    f"{listed[1]} at {listed[0]}"
+                )
+    crc = 0
+    for name in receipt.members:
+        crc = crc32c(sample.contents.get(name, b""), crc)
+    if crc != checksum:
+        report("its crc32c differs from the receipt")
+    arrays = _arrays(sample, receipt, report)
+    if rows is None:
+        return
+    _check_document(sample, receipt, rows, report)
+    segments = arrays.get("segments.npy")
+    if segments is None or not _check_segments(segments, receipt, rows, report):
+        return
+
+    def at(place: int) -> Report:
+        row = rows[place]
+        return findings.at(f"{where}: segment {place + 1} ({row['source']} clip {row['clip']})")
+
+    tokens = arrays.get("tokens.npy")
+    if tokens is not None:
+        if tokens.dtype.kind == "f" and not np.isfinite(tokens).all():
+            report("tokens.npy has values that are not finite")
+        for place, row in enumerate(rows):
+            part = tokens[row["offset"] : row["offset"] + row["num_kept"]]
+            if crc32c(np.ascontiguousarray(part).data.cast("B")) != row["tokens_crc32c"]:
+                at(place)("its tokens are not those of tokens_crc32c")
+    ids = arrays.get("segment_ids.npy")
+    if ids is not None:
+        expected = np.repeat(np.arange(1, len(rows) + 1), segments[:, 1])
+        if not np.array_equal(ids, expected):
+            report(f"segment_ids.npy is not 1 to {len(rows)}, each as often as it has tokens")
+    _check_raster(arrays, rows, at)
+
+
+def _arrays(sample: Sample, receipt: ShardReceipt, report: Report) -> dict[str, np.ndarray]:
+    """The npy members that are as declared."""
+    arrays: dict[str, np.ndarray] = {}
+    for name in receipt.members:
+        if not name.endswith(".npy") or name not in sample.contents:
+            continue
+        try:
+            arrays[name] = read_npy(sample.contents[name])
+        except ValueError as error:
+            report(f"{name} is no plain npy ({error})")
+    num_tokens = None
+    segments = arrays.get("segments.npy")
+    if segments is not None and segments.ndim == 2 and segments.shape[1:] == (8,):
+        num_tokens = int(segments[:, 1].sum(dtype=np.int64))
+    for name, array in list(arrays.items()):
+        shape: tuple[int | None, ...] = (num_tokens,)
+        dtypes = DTYPES.get(name, (str(array.dtype),))
+        if name == "segments.npy":
+            shape = (len(array) if array.ndim else 0, 8)
+        elif name == "positions.npy":
+            shape = (num_tokens, 3)
+        elif name == "tokens.npy":
+            shape, dtypes = (num_tokens, receipt.token_width), (receipt.token_dtype,)
+        if num_tokens is not None and (array.shape != shape or str(array.dtype) not in dtypes):
+            report(f"{name} is {array.dtype} {array.shape}, not {' or '.join(dtypes)} {shape}")
+            del arrays[name]
+    return arrays
+
+
+def _check_segments(
+    segments: np.ndarray, receipt: ShardReceipt, rows: Sequence[Row], report: Report
+) -> bool:
+    """Whether segments.npy says the same as the table, so that the arrays can be cut by it."""
+    expected = np.array(
+        [
+            [row["offset"], row["num_kept"], *row["grid_thw"], row["tubelet_size"],
+             *row["patch_size"]]
+            for row in rows
+        ],
+        np.int64,
+    ).reshape(-1, 8)  # fmt: skip
+    if segments.shape != expected.shape:
+        report(f"has {len(segments)} segments, segments.parquet has {len(rows)}")
+        return False
+    if not len(rows):
+        report("has no segments")
+        return False
+    for place, column in np.argwhere(segments != expected)[:3]:
+        report(
+            f"segments.npy: segment {place + 1} has {SEGMENT_COLUMNS[column]} "
+            f"{segments[place, column]}, segments.parquet {expected[place, column]}"
+        )
+    ends = np.cumsum(expected[:, 1])
+    if not np.array_equal(expected[:, 0], ends - expected[:, 1]):
+        report("its segments do not lie one after the other (offset)")
+        return False
+    if ends[-1] > receipt.pack_length:
+        report(f"has {ends[-1]} tokens, more than pack_length {receipt.pack_length}")
+    return bool(np.array_equal(segments, expected))
+
+
+def _check_document(
+    sample: Sample, receipt: ShardReceipt, rows: Sequence[Row], report: Report
+) -> None:
+    content = sample.contents.get("pack.json")
+    if content is None:
+        return
+    try:
+        document = json.loads(content)
+        check_version(document, "pack.json")
+    except ShardError as error:
+        report(str(error))
+        return
+    except (ValueError, RecursionError, AttributeError):
+        report("pack.json is damaged")
+        return
+    constants = {
+        "pack_length": receipt.pack_length,
+        "token_width": receipt.token_width,
+        "token_dtype": receipt.token_dtype,
+        "order": rows[0]["order"] if rows else None,
+    }
+    for key, value in constants.items():
+        if document.get(key) != value:
+            report(f"pack.json: {key} is {document.get(key)!r}, not {value!r}")
+    described = document.get("segments")
+    if not isinstance(described, list) or len(described) != len(rows):
+        report(f"pack.json does not describe the {len(rows)} segments of segments.parquet")
+        return
+    for place, (found, row) in enumerate(zip(described, rows, strict=True)):
+        found = found if isinstance(found, dict) else {}
+        expected = {key: row[key] for key in DESCRIBED} | {"extra": _extra(row)}
+        wrong = [key for key, value in expected.items() if found.get(key) != value]
+        if wrong:
+            report(
+                f"pack.json: segment {place + 1} has {wrong[0]} {_short(found.get(wrong[0]))}, "
+                f"segments.parquet {_short(expected[wrong[0]])}"
+            )
+
+
+def _extra(row: Row) -> Any:
+    try:
+        return json.loads(row["extra"])
+    except (ValueError, RecursionError):
+        return row["extra"]
+
+
+def _check_raster(
+    arrays: dict[str, np.ndarray], rows: Sequence[Row], at: Callable[[int], Report]
+) -> None:
+    """The kept cells of each segment's grid, and the frames that they stand for."""
+    name = "positions.npy" if "positions.npy" in arrays else "kept.npy"
+    if name not in arrays:
+        return
+    for place, row in enumerate(rows):
+        report = at(place)
+        cells = arrays[name][row["offset"] : row["offset"] + row["num_kept"]].astype(np.int64)
+        grid_t, grid_h, grid_w = row["grid_thw"]
+        bounds = np.array(row["grid_thw"] if name == "positions.npy" else grid_t * grid_h * grid_w)
+        if (cells < 0).any() or (cells >= bounds).any():
+            report(f"{name} lies outside the grid {tuple(row['grid_thw'])}")
+            continue
+        if name == "positions.npy":
+            cells = (cells[:, 0] * grid_h + cells[:, 1]) * grid_w + cells[:, 2]
+        if (np.diff(cells) <= 0).any():
+            report(f"{name} is not in raster order (t, then h, then w)")
+            continue
+        # In order, without repeats, inside the grid: as many as the grid has are the whole grid.
+        if row["drop"] is not None:
+            continue
+        kept_rows = np.unique(cells // (grid_h * grid_w))
+        if len(kept_rows) * grid_h * grid_w != len(cells):
+            report(f"{name} keeps parts of grid rows, though nothing was dropped")
+            continue
+        size = row["tubelet_size"]
+        frames = np.minimum(size, len(row["frame_pts"]) - kept_rows * size).sum()
+        if frames != row["valid_frames"]:
+            report(f"its grid rows hold {frames} frames, valid_frames says {row['valid_frames']}")
+
+
+def read_npy(content: bytes) -> np.ndarray:
+    """An npy of version 1, C order, no objects, nothing after the data.
+
+    Raises:
+        ValueError: anything else.
+    """
+    buffer = io.BytesIO(content[:4096])
+    if np.lib.format.read_magic(buffer) != (1, 0):
+        raise ValueError("not npy version 1.0")
+    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
+    if dtype.hasobject or is_fortran:
+        raise ValueError("objects or Fortran order")
+    return np.frombuffer(memoryview(content)[buffer.tell() :], dtype).reshape(shape)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."

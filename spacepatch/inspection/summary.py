@@ -1,0 +1,299 @@
+"""Describe a dataset, an unfinished run or one shard: totals, fill, histograms, losses."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spacepatch.errors import ShardError
+from spacepatch.inspection.counting import (
+    Counted,
+    bins_of,
+    fill_of,
+    lengths,
+    numbers,
+)
+from spacepatch.inspection.folders import (
+    DATASET,
+    PLAN_DOCUMENT,
+    locate,
+    read_batches,
+    read_document,
+)
+from spacepatch.packing import lower_bound
+from spacepatch.shards import ShardReader, ShardReceipt, read_receipt, receipt_path, shard_stem
+from spacepatch.shards.receipts import missing_files
+
+SIZES = 10
+"""Frame sizes shown, the most common first."""
+
+
+def summarize(path: Path) -> dict[str, Any]:
+    """Describe what lies at `path`, in numbers from the tables and receipts alone.
+
+    Args:
+        path: an output folder, finished or not; or the tar or receipt of one shard, of which
+            nothing but its own four files is read.
+
+    Returns:
+        JSON-able, the same keys in the same order for every kind; None where it cannot be known
+        (settings and environment are not in a shard alone).
+
+        - ``kind``: dataset or shard. ``finished``: whether everything that was planned is there.
+        - ``name``, ``plan_id``, ``format_version``
+        - ``tasks``: ``planned`` and ``done``.
+        - ``totals``: ``sources``, ``sources_with_segments``, ``segments``, ``tokens``, ``packs``,
+          ``lower_bound`` (of packs), ``fill``, ``shards``, ``bytes``, ``frames_selected`` (of the
+          tasks that are done), ``frames_written``, ``frames_lost``.
+        - ``tokens``: what a token is: ``kind``, ``store``, ``members``, ``token_dtype``,
+          ``token_width``, ``pack_length``, ``tubelet_size``, ``patch_size``, ``layout``, ``order``,
+          ``tail``, ``decoder``, ``drop``.
+        - ``sizes``: ``distinct``, and the ``most_common`` as ``size`` (h, w) and ``segments``.
+        - ``sampled_fps``: ``min`` and ``max``; None where every frame is taken.
+        - ``colour``: a row a combination of ``matrix``, ``range``, ``tagged``, with ``sources``.
+        - ``aspect_error``: ``mean`` and ``max`` over the segments.
+        - ``splits``: by name ``sources_with_segments``, ``segments``, ``tokens``, ``packs``,
+          ``shards``, ``bytes``, ``frames_written``, ``fill``; empty without ``--split``.
+        - ``shards``: a row a shard: ``name``, ``split``, ``packs``, ``segments``, ``tokens``,
+          ``bytes``, ``fill``.
+        - ``histograms``: of the segments, see `HISTOGRAMS`; each a list of bins with ``range`` (for
+          people), ``from``, ``to`` (exclusive, None: open) and ``count``, which sum to the number
+          of segments.
+        - ``losses``: a row a reason: ``reason``, ``retryable``, ``rows``, ``frames``, ``tokens``
+          and ``examples`` with ``source``, ``clip``, ``stage``, ``message``.
+        - ``settings``, ``fingerprints``, ``environment``
+
+    Raises:
+        ShardError: there is nothing of ours, or a file is missing or damaged.
+    """
+    located = locate(path)
+    if located.stem is not None:
+        return _summarize_shard(located.folder, located.stem)
+    if (located.folder / DATASET).is_file():
+        return _summarize_dataset(located.folder)
+    return _summarize_unfinished(located.folder)
+
+
+def _summarize_dataset(folder: Path) -> dict[str, Any]:
+    document = read_document(
+        folder / DATASET,
+        required="plan_id name settings store pack_length shards".split(),
+    )
+    counted = Counted()
+    for shard in document["shards"]:
+        counted.add_shard(shard["name"], read_receipt(receipt_path(folder, shard["name"])))
+    counted.add_segments(folder / "segments.parquet", with_sources=False)
+    selected = counted.add_sources(folder / "sources.parquet")
+    columns = "source clip stage reason num_frames num_tokens message".split()
+    for batch in read_batches(folder / "losses.parquet", columns):
+        counted.add_losses(batch.to_pylist())
+    done = _num_tasks(folder) if (folder / PLAN_DOCUMENT).is_file() else len(document["shards"])
+    return _summary(
+        counted,
+        document=document,
+        kind="dataset",
+        name=document["name"],
+        tasks=(done, done),
+        frames_selected=selected,
+        store=document["store"],
+    )
+
+
+def _num_tasks(folder: Path) -> int:
+    """A task that lost everything has no shard, so only the plan knows how many there were."""
+    highest = -1
+    for batch in read_batches(folder / "plan.parquet", ["task"]):
+        highest = max(highest, int(numbers(batch, "task").max(initial=-1)))
+    return highest + 1
+
+
+def _summarize_unfinished(folder: Path) -> dict[str, Any]:
+    document = read_document(
+        folder / PLAN_DOCUMENT, required="plan_id name settings layout".split()
+    )
+    splits: dict[int, str] = {}
+    sources: set[str] = set()
+    frames: Counter[int] = Counter()
+    columns = ["task", "split", "source_id", "frame_pts", "num_frames_lost"]
+    for batch in read_batches(folder / "plan.parquet", columns):
+        tasks = numbers(batch, "task")
+        splits.update(zip(tasks.tolist(), batch.column("split").to_pylist(), strict=True))
+        sources.update(batch.column("source_id").unique().to_pylist())
+        counts = lengths(batch.column("frame_pts")) + numbers(batch, "num_frames_lost")
+        for task in np.unique(tasks).tolist():
+            frames[task] += int(counts[tasks == task].sum())
+    splits.pop(-1, None)
+
+    counted = Counted()
+    counted.add_losses(_planned_losses(folder))
+    observed: dict[str, tuple[str, str, str]] = {}
+    selected = frames[-1]
+    done = 0
+    for number, split in sorted(splits.items()):
+        stem = shard_stem(document["name"], split, number)
+        try:
+            receipt = read_receipt(receipt_path(folder, stem))
+        except ShardError:
+            continue
+        if receipt.plan_id != document["plan_id"] or missing_files(folder, receipt):
+            continue
+        done += 1
+        selected += frames[number]
+        counted.add_shard(stem, receipt)
+        counted.add_losses(receipt.losses)
+        observed |= _colours(receipt)
+        if receipt.packs:
+            counted.add_segments(folder / f"{stem}.segments.parquet", with_sources=True)
+    counted.num_sources = len(sources)
+    counted.colours.update(observed.values())
+    return _summary(
+        counted,
+        document=document,
+        kind="dataset",
+        finished=False,
+        name=document["name"],
+        tasks=(len(splits), done),
+        frames_selected=selected,
+        store=document["layout"]["store"],
+    )
+
+
+def _planned_losses(folder: Path) -> Iterator[dict[str, Any]]:
+    columns = "task source stage reason num_frames_lost message".split()
+    for batch in read_batches(folder / "plan.parquet", columns):
+        for row in batch.to_pylist():
+            if row["task"] < 0:
+                yield row | {"clip": None, "num_frames": row["num_frames_lost"], "num_tokens": 0}
+
+
+def _summarize_shard(folder: Path, stem: str) -> dict[str, Any]:
+    receipt = read_receipt(receipt_path(folder, stem))
+    absent = missing_files(folder, receipt)
+    if absent:
+        raise ShardError(
+            f"{folder / absent[0]}: missing or of another size than its receipt says; copy the "
+            "four files of a shard together, or look with spacepatch verify"
+        )
+    counted = Counted()
+    counted.add_shard(stem, receipt)
+    counted.add_losses(receipt.losses)
+    counted.colours.update(_colours(receipt).values())
+    store = None
+    if receipt.packs:
+        counted.add_segments(folder / f"{stem}.segments.parquet", with_sources=True)
+        with ShardReader(folder / f"{stem}.tar", receipt=receipt) as reader:
+            store = reader.document(0)["store"]
+    lost = {row["source_id"] for row in receipt.losses}
+    counted.num_sources = len(lost.union(*counted.source_ids.values()))
+    ending = shard_stem("", receipt.split, receipt.task)
+    return _summary(
+        counted,
+        document={"plan_id": receipt.plan_id, "format_version": receipt.format_version},
+        kind="shard",
+        name=stem.removesuffix(ending),
+        tasks=(1, 1),
+        frames_selected=None,
+        store=store,
+    )
+
+
+def _colours(receipt: ShardReceipt) -> dict[str, tuple[str, str, str]]:
+    """By source_id, what its pictures say."""
+    return {
+        source_id: (seen["matrix"], seen["range"], seen["tagged"])
+        for source_id, seen in receipt.observed.items()
+    }
+
+
+def _summary(
+    counted: Counted,
+    *,
+    document: dict[str, Any],
+    kind: str,
+    name: str,
+    tasks: tuple[int, int],
+    frames_selected: int | None,
+    store: str | None,
+    finished: bool = True,
+) -> dict[str, Any]:
+    first = counted.first
+    tokens = sum(shard["tokens"] for shard in counted.shards)
+    packs = sum(shard["packs"] for shard in counted.shards)
+    pack_length = first.pack_length if first else document.get("layout", document)["pack_length"]
+    losses = sorted(counted.losses.values(), key=lambda entry: (-entry["rows"], entry["reason"]))
+    num_segments = counted.num_segments
+    splits = counted.split_counts()
+    with_segments = sum(count["sources_with_segments"] for count in splits.values())
+    return {
+        "kind": kind,
+        "finished": finished,
+        "name": name,
+        "plan_id": document["plan_id"],
+        "format_version": document["format_version"],
+        "tasks": {"planned": tasks[0], "done": tasks[1]},
+        "totals": {
+            "sources": counted.num_sources,
+            "sources_with_segments": with_segments,
+            "segments": num_segments,
+            "tokens": tokens,
+            "packs": packs,
+            "lower_bound": lower_bound(tokens, pack_length=pack_length),
+            "fill": fill_of(tokens, packs, pack_length),
+            "shards": len(counted.shards),
+            "bytes": sum(shard["bytes"] for shard in counted.shards),
+            "frames_selected": frames_selected,
+            "frames_written": counted.frames_written,
+            "frames_lost": sum(entry["frames"] for entry in losses),
+        },
+        "tokens": {
+            "kind": document.get("kind"),
+            "store": store,
+            "members": first.members if first else None,
+            "token_dtype": first.token_dtype if first else None,
+            "token_width": first.token_width if first else None,
+            "pack_length": pack_length,
+            **counted.common,
+        },
+        "sizes": {
+            "distinct": len(counted.sizes),
+            "most_common": [
+                {"size": list(size), "segments": count}
+                for size, count in sorted(
+                    counted.sizes.items(), key=lambda item: (-item[1], item[0])
+                )[:SIZES]
+            ],
+        },
+        "sampled_fps": dict(zip(("min", "max"), counted.fps or (None, None), strict=True)),
+        "colour": [
+            {"matrix": colour[0], "range": colour[1], "tagged": colour[2], "sources": count}
+            for colour, count in sorted(counted.colours.items())
+        ],
+        "aspect_error": {
+            "mean": counted.aspect_error_sum / num_segments if num_segments else 0.0,
+            "max": counted.aspect_error_max,
+        },
+        "splits": _splits(splits, pack_length),
+        "shards": counted.shards,
+        "histograms": {key: bins_of(key, counts) for key, counts in counted.counts.items()},
+        "losses": losses,
+        "settings": document.get("settings"),
+        "fingerprints": document.get("fingerprints"),
+        "environment": document.get("environment"),
+    }
+
+
+def _splits(splits: dict[str, Counter[str]], pack_length: int) -> dict[str, Any]:
+    if not any(splits):
+        return {}
+    keys = "sources_with_segments segments tokens packs shards bytes frames_written".split()
+    return {
+        split: {
+            **{key: count[key] for key in keys},
+            "fill": fill_of(count["tokens"], count["packs"], pack_length),
+        }
+        for split, count in splits.items()
+    }
