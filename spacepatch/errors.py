@@ -49,6 +49,10 @@ class ResumeError(SpacepatchError):
     """An output folder that belongs to another run: other settings, other inputs, another owner."""
 
 
+class WorkerError(SpacepatchError):
+    """Worker processes cannot be started here."""
+
+
 class LossLimitError(SpacepatchError):
     """More sources are lost than `max_losses` allows; what is done stays, and the run resumes."""
 

@@ -19,7 +19,7 @@ import torch
 from torch.utils.data import Dataset
 
 from spacepatch.errors import ShardError
-from spacepatch.shards import PackMembers, ShardReader, check_version
+from spacepatch.shards import DATASET, PackMembers, ShardReader, check_version
 
 MAX_OPEN_SHARDS = 128
 """Open at once in a process: each takes a file descriptor, of which macOS grants 256."""
@@ -136,7 +136,7 @@ def collate(packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def _read_dataset(folder: Path) -> dict[str, Any]:
-    path = folder / "dataset.json"
+    path = folder / DATASET
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -10,12 +10,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError
+from concurrent.futures import BrokenExecutor, CancelledError
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
 from types import TracebackType
 from typing import Any
+
+from spacepatch.errors import WorkerError
 
 MAX_JOBS_PER_WORKER = 2000
 """Jobs after which a worker is replaced: whatever a decoder leaks ends there."""
@@ -159,6 +161,11 @@ class WorkerPool:
         except CancelledError:
             message = f"no new frame for {self._timeout:g} s; raise --timeout if it is just slow"
             return (Fault("timeout", message),)
+        except BrokenExecutor:
+            raise WorkerError(
+                "worker processes do not start: from Python, call spacepatch in a file, under "
+                "if __name__ == '__main__'"
+            ) from None
         except MemoryError:
             return (Fault("out_of_memory", "the worker ran out of memory"),)
         except ProcessExpired as expired:

@@ -27,11 +27,16 @@ CODECS = frozenset(
     " rawvideo".split()
 )
 """Codecs (FFmpeg's canonical names) whose decoders may be opened."""
+DECODERS_BY_OTHER_NAMES = frozenset({"libdav1d", "msmpeg4", "flv"})
+"""Decoders of those codecs that FFmpeg does not name like the codec: av1, msmpeg4v3, flv1."""
 
 MAX_PIXELS = 16384 * 8192
 """Pixels in a picture above which a file is a bomb, not a video; checked before it is allocated."""
 MAX_PACKETS = 100_000_000
 """Packets after which a file is taken for an endless one."""
+MAX_SECONDS = 7 * 24 * 3600
+"""Time from the first frame to the end of the last one above which a file is a bomb too: a frame
+that claims to stay for years would be sampled for years."""
 
 
 @contextmanager
@@ -56,6 +61,8 @@ def open_container(
     options = {
         "format_whitelist": FORMATS,
         "protocol_whitelist": "file",
+        # FFmpeg opens decoders by itself, to learn what the headers do not say.
+        "codec_whitelist": ",".join(sorted(CODECS | DECODERS_BY_OTHER_NAMES)),
         "max_pixels": str(MAX_PIXELS),
     }
     with _bytes_of(uri, offset, num_bytes or 0) as file:

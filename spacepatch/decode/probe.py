@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import struct
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,7 @@ from spacepatch.decode.opening import (
     CODECS,
     MAX_PACKETS,
     MAX_PIXELS,
+    MAX_SECONDS,
     ffmpeg_version,
     open_container,
 )
@@ -35,7 +37,7 @@ _HDR = {"smpte2084": "pq", "arib-std-b67": "hlg"}
 
 
 def probe_video(uri: str, *, offset: int | None = None, num_bytes: int | None = None) -> VideoInfo:
-    """Read headers and scan packets; no picture is decoded.
+    """Read headers and scan packets; no picture is decoded but a photo with EXIF.
 
     Args:
         offset, num_bytes: where the video lies in `uri`, when that is a tar.
@@ -61,7 +63,6 @@ def probe_video(uri: str, *, offset: int | None = None, num_bytes: int | None = 
             raise ProbeError(f"pictures of {width} x {height} pixels", reason="too_large")
         rotation = _rotation_in_header(container, stream.index)
         sar = stream.sample_aspect_ratio or Fraction(1)
-        display = display_size((height, width), rotation=rotation, pixel_aspect_ratio=sar)
         index = stream.index
         assert stream.time_base is not None, "a demuxed stream has a time base"
         fallback_step = _ticks(stream.guessed_rate, stream.time_base)
@@ -70,8 +71,6 @@ def probe_video(uri: str, *, offset: int | None = None, num_bytes: int | None = 
             "codec": context.codec.canonical_name,
             "stream_index": index,
             "coded_size": (height, width),
-            "display_size": display,
-            "rotation": rotation,
             "pixel_aspect_ratio": sar,
             "pixel_format": context.pix_fmt,
             "time_base": stream.time_base,
@@ -80,7 +79,13 @@ def probe_video(uri: str, *, offset: int | None = None, num_bytes: int | None = 
         }
         frame_pts, stop, num_packets, repaired = _scan_packets(container, stream, fallback_step)
     still = info["container"] in IMAGE_FORMATS and len(frame_pts) == 1
+    if still:
+        rotation = _rotation_in_exif(uri, offset, num_bytes)
+    if (stop - int(frame_pts[0])) * info["time_base"] > MAX_SECONDS:
+        raise ProbeError(f"lasts more than {MAX_SECONDS} s by its own account", reason="too_large")
     return VideoInfo(
+        display_size=display_size(info["coded_size"], rotation=rotation, pixel_aspect_ratio=sar),
+        rotation=rotation,
         frame_pts=frame_pts,
         stop_pts=stop,
         num_packets=num_packets,
@@ -111,6 +116,11 @@ def _choose_stream(container: InputContainer) -> VideoStream:
     if best is None:
         raise ProbeError("no video stream", reason="no_video_stream")
     if best.disposition & Disposition.attached_pic:
+        videos = (
+            s for s in container.streams.video if not s.disposition & Disposition.attached_pic
+        )
+        best = next(videos, None)
+    if best is None:
         raise ProbeError("the only video stream is cover art", reason="no_video_stream")
     if best.codec_context is None:
         raise ProbeError(f"FFmpeg {ffmpeg_version()} has no decoder for it", reason="no_decoder")
@@ -137,6 +147,57 @@ def _rotation_in_header(container: InputContainer, index: int) -> int:
     # FFmpeg's angle is counter-clockwise. An angle between is no rotation, as for `_orientation`.
     angle = round(-float(match[1])) % 360
     return angle if angle % 90 == 0 else 0
+
+
+def _rotation_in_exif(uri: str, offset: int | None, num_bytes: int | None) -> int:
+    """Degrees clockwise that make a photo upright: FFmpeg reads EXIF when it decodes."""
+    from av.error import FFmpegError
+
+    with open_container(uri, offset=offset, num_bytes=num_bytes) as container:
+        for packet in container.demux(video=0):
+            if b"exif" not in bytes(packet).lower() and container.format.name != "tiff_pipe":
+                return 0
+            try:
+                return next((orientation_of(frame)[0] for frame in packet.decode()), 0)
+            except FFmpegError:
+                return 0
+    return 0
+
+
+def orientation_of(frame: Any) -> tuple[int, bool]:
+    """(degrees clockwise, then mirrored left-right) that make the picture upright.
+
+    The display matrix maps the picture onto the screen, y downwards: (x, y) goes to
+    (a x + c y, b x + d y), in 16.16 fixed point (FFmpeg's display.h).
+    """
+    from av.sidedata.sidedata import Type
+
+    # PyAV fails on side data that its list of kinds does not have, such as a JPEG's EXIF.
+    Type._missing_ = classmethod(_make_kind)  # type: ignore[assignment]
+    data = frame.side_data.get("DISPLAYMATRIX")
+    if data is None:
+        return 0, False
+    matrix = struct.unpack("9i", bytes(data)[:36])
+    a, b, c, d = (value / 65536 for value in (matrix[0], matrix[1], matrix[3], matrix[4]))
+    for rotation, (cos, sin) in enumerate(((1, 0), (0, 1), (-1, 0), (0, -1))):
+        # Clockwise on a screen: (x, y) goes to (cos x - sin y, sin x + cos y).
+        if _close((a, b, c, d), (cos, sin, -sin, cos)):
+            return rotation * 90, False
+        # The same with x negated at the end.
+        if _close((a, b, c, d), (-cos, sin, sin, cos)):
+            return rotation * 90, True
+    return 0, False
+
+
+def _close(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
+    scale = max(map(abs, left)) or 1.0
+    return all(abs(x / scale - y) < 0.01 for x, y in zip(left, right, strict=True))
+
+
+def _make_kind(kinds: Any, value: int) -> Any:
+    kind = object.__new__(kinds)
+    kind._name_, kind._value_ = f"KIND_{value}", value
+    return kind
 
 
 def _colour(stream: VideoStream) -> dict[str, Any]:
@@ -197,7 +258,7 @@ def _scan_packets(
     known = [pts for pts, _ in times if pts is not None]
     if not times:
         raise ProbeError("the video stream holds no frame to show", reason="no_video_stream")
-    if not repaired and len(known) < len(times) > 1:
+    if not repaired and len(known) < len(times):
         repaired = "missing"
     elif not repaired and len(set(known)) < len(known):
         repaired = "repeated"
@@ -207,9 +268,9 @@ def _scan_packets(
         return pts, int(pts[-1]) + fallback_step, count, repaired
     # Leading pictures of the first keyframe refer to what is not there.
     ordered = sorted(
-        ((pts or 0), duration)
+        (pts, duration)
         for pts, duration in times
-        if key_pts is None or pts is None or pts >= key_pts
+        if pts is not None and (key_pts is None or pts >= key_pts)
     )
     pts = np.array([time for time, _ in ordered], np.int64)
     duration = ordered[-1][1]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import struct
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,7 @@ import numpy as np
 
 from spacepatch.data import Picture, VideoInfo
 from spacepatch.decode.opening import open_container
-from spacepatch.decode.probe import display_size
+from spacepatch.decode.probe import display_size, orientation_of
 from spacepatch.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -57,6 +56,7 @@ def decode_pictures(
     with open_container(uri, offset=offset, num_bytes=num_bytes) as container:
         stream = container.streams[info.stream_index]
         assert isinstance(stream, VideoStream)
+        # One thread a worker is the fastest, and damaged frames come out the same every time.
         stream.codec_context.thread_count = 1
         frames = _frames(container, stream, seek_to=int(pts[0]) if far else None)
         orientations: dict[int, tuple[int, bool]] = {}
@@ -68,7 +68,7 @@ def decode_pictures(
                 # PyAV's side data and its frame hold each other until the garbage collector comes:
                 # looked at for each frame, it keeps hundreds of megabytes of pictures alive.
                 if frame.rotation not in orientations:
-                    orientations[frame.rotation] = _orientation(frame)
+                    orientations[frame.rotation] = orientation_of(frame)
                 orientation = orientations[frame.rotation]
                 yield _picture(frame, info, int(indices[place]), int(pts[place]), orientation)
             if key is not None and key >= stop_key:
@@ -144,29 +144,3 @@ def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Any]
         yield from stream.codec_context.decode(None)
     except FFmpegError:
         return
-
-
-def _orientation(frame: Any) -> tuple[int, bool]:
-    """(degrees clockwise, then mirrored left-right) that make the picture upright.
-
-    The display matrix maps the picture onto the screen, y downwards: (x, y) goes to
-    (a x + c y, b x + d y), in 16.16 fixed point (FFmpeg's display.h).
-    """
-    data = frame.side_data.get("DISPLAYMATRIX")
-    if data is None:
-        return 0, False
-    matrix = struct.unpack("9i", bytes(data)[:36])
-    a, b, c, d = (value / 65536 for value in (matrix[0], matrix[1], matrix[3], matrix[4]))
-    for rotation, (cos, sin) in enumerate(((1, 0), (0, 1), (-1, 0), (0, -1))):
-        # Clockwise on a screen: (x, y) goes to (cos x - sin y, sin x + cos y).
-        if _close((a, b, c, d), (cos, sin, -sin, cos)):
-            return rotation * 90, False
-        # The same with x negated at the end.
-        if _close((a, b, c, d), (-cos, sin, sin, cos)):
-            return rotation * 90, True
-    return 0, False
-
-
-def _close(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
-    scale = max(map(abs, left)) or 1.0
-    return all(abs(x / scale - y) < 0.01 for x, y in zip(left, right, strict=True))

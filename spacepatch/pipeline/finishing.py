@@ -13,10 +13,12 @@ from spacepatch.errors import ShardError
 from spacepatch.packing import lower_bound
 from spacepatch.pipeline.planfile import Plan, PlannedSource
 from spacepatch.shards import (
+    DATASET,
     FORMAT_VERSION,
     LOSSES,
     SEGMENTS,
     SOURCES,
+    TABLES,
     ShardReceipt,
     read_receipt,
     receipt_path,
@@ -25,9 +27,6 @@ from spacepatch.shards import (
 )
 from spacepatch.shards.tables import read_arrow, write_batches
 from spacepatch.storage import publish_bytes, remove
-
-DATASET = "dataset.json"
-TABLES = ("segments.parquet", "sources.parquet", "losses.parquet")
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,6 @@ from spacepatch.config import RunConfig
 from spacepatch.data import POLICY_REASONS, Task, TaskReport
 from spacepatch.errors import ConfigError, LossLimitError, ResumeError, ShardError
 from spacepatch.pipeline.finishing import (
-    DATASET,
-    TABLES,
     RunSummary,
     finish_run,
     forget_retryable,
@@ -26,6 +24,7 @@ from spacepatch.pipeline.planfile import (
 )
 from spacepatch.pipeline.planning import plan_run
 from spacepatch.pipeline.running import JobReport, pending_tasks, run_tasks
+from spacepatch.shards import DATASET, TABLES
 from spacepatch.sources import Listing, list_sources, parse_share, select_sources
 from spacepatch.storage import PRIVATE, lock, remove, remove_private, sweep_temporary
 from spacepatch.workers import WorkerPool, available_cores

@@ -3,10 +3,12 @@
 from spacepatch.shards.reading import PackMembers, ShardReader
 from spacepatch.shards.receipts import ShardReceipt, read_receipt, receipt_path
 from spacepatch.shards.tables import (
+    DATASET,
     LOSSES,
     PLAN,
     SEGMENTS,
     SOURCES,
+    TABLES,
     read_table,
     write_table,
 )
@@ -14,11 +16,13 @@ from spacepatch.shards.version import FORMAT_VERSION, check_version
 from spacepatch.shards.writing import Layout, SegmentContent, shard_stem, write_shard
 
 __all__ = [
+    "DATASET",
     "FORMAT_VERSION",
     "LOSSES",
     "PLAN",
     "SEGMENTS",
     "SOURCES",
+    "TABLES",
     "Layout",
     "PackMembers",
     "SegmentContent",

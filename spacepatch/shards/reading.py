@@ -53,6 +53,9 @@ class ShardReader:
                 self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
         except (OSError, ValueError) as error:
             raise ShardError(f"{tar}: cannot be opened ({error})") from None
+        size = self.receipt.files.get(tar.name, {}).get("bytes")
+        if len(self._map) != size:
+            raise ShardError(f"{tar}: is {len(self._map)} bytes, its receipt says {size}: cut off?")
         index = tar.with_name(f"{self.stem}.index.npy")
         try:
             content = index.read_bytes()
@@ -159,7 +162,7 @@ def positions_of_kept(kept: np.ndarray, segments: np.ndarray) -> np.ndarray:
 
 
 def _read_npy(content: Any, where: str) -> np.ndarray:
-    """An npy member: versions 1 to 3, never with pickled objects; no copy of the data."""
+    """An npy member (version 1 or 2), never with pickled objects; no copy of the data."""
     view = memoryview(content)
     buffer = io.BytesIO(bytes(view[: min(len(view), 4096)]))
     try:

@@ -14,6 +14,11 @@ from spacepatch.storage import publish
 if TYPE_CHECKING:
     import pyarrow as pa
 
+DATASET = "dataset.json"
+"""What makes a folder a dataset; written last of all."""
+TABLES = ("segments.parquet", "sources.parquet", "losses.parquet")
+"""The merged tables of a dataset."""
+
 PAIR = "list<int32>"
 """(h, w), or (t, h, w) for grids and tubelets."""
 
