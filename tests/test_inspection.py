@@ -429,6 +429,11 @@ def tokens_exchanged(shard: Shard) -> None:
     shard.seal()
 
 
+def segments_of_another_shape(shard: Shard) -> None:
+    shard.put("segments.npy", shard.array("segments.npy")[:, :7])
+    shard.seal()
+
+
 def json_differs(shard: Shard) -> None:
     document = json.loads(shard.members[shard.place("pack.json")][1])
     document["segments"][0]["num_tokens"] += 1
@@ -712,6 +717,16 @@ SHALLOW: dict[str, tuple[Callable[[Shard], None], str, str]] = {
     "receipt torn": (lambda shard: shard.receipt.write_text('{"a":'), ".json", "torn"),
     "receipt of another kind": (in_receipt(lambda d: d.update(packs="2")), ".json", "packs is"),
     "receipt of another task": (in_receipt(lambda d: d.update(task_id="0")), ".json", "task_id"),
+    "an observed source renamed": (
+        in_receipt(lambda d: d["observed"].update({"0": d["observed"].popitem()[1]})),
+        ".json",
+        "observed: source 0 is not in this task",
+    ),
+    "an observed source gone": (
+        in_receipt(lambda d: d["observed"].popitem()),
+        ".json",
+        "has segments and is not in it",
+    ),
     "checksum of a pack changed": (
         in_receipt(lambda d: d["pack_crc32c"].__setitem__(0, 1)),
         ".tar: pack 0",
@@ -800,6 +815,11 @@ DEEP: dict[str, tuple[Callable[[Shard], None], str, str]] = {
     "positions in Fortran order": (positions_fortran, ".tar: pack", "no plain npy"),
     "wrong segment_ids": (wrong_ids, ".tar: pack", "segment_ids.npy is not"),
     "wrong segments.npy": (wrong_segments, ".tar: pack", "segments.npy: segment 2 has T"),
+    "segments.npy of another shape": (
+        segments_of_another_shape,
+        ".tar: pack",
+        "segments.npy is int32",
+    ),
     "tokens exchanged": (tokens_exchanged, ".tar: pack", "tokens_crc32c"),
     "pack.json of another length": (json_differs, ".tar: pack", "has num_tokens"),
     "pack.json torn": (json_torn, ".tar: pack", "pack.json is damaged"),

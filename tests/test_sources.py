@@ -230,7 +230,7 @@ def test_an_id_does_not_depend_on_where_the_folder_lies(tmp_path: Path) -> None:
     ("pattern", "expected"),
     [
         ("v/*.mp4", ["a.mp4", "b.mp4"]),
-        ("v/**/*.mp4", ["a.mp4", "b.mp4", "deep/er/c.mp4", "deep/d.mp4"]),
+        ("v/**/*.mp4", ["a.mp4", "b.mp4", "deep/d.mp4", "deep/er/c.mp4"]),
         ("v/deep/**/*.mp4", ["d.mp4", "er/c.mp4"]),
         ("v/de*/*", ["deep/d.mp4", "deep/e.txt"]),
         ("./v/[ab].mp4", ["a.mp4", "b.mp4"]),
@@ -418,7 +418,7 @@ def test_times_are_seconds_or_hours_minutes_seconds(
 def test_a_bad_time_names_the_row_the_column_and_the_value(tmp_path: Path, text: str) -> None:
     put(tmp_path, "a.mp4")
     rows = [{"uri": "a.mp4", "start": "1"}, {"uri": "a.mp4", "start": text}]
-    with pytest.raises(ConfigError, match="row 2: start .* is no time") as error:
+    with pytest.raises(ConfigError, match=r"row 2: start .* is no time") as error:
         listed(manifest(tmp_path, "csv", rows))
     assert repr(text) in str(error.value)
 
@@ -451,7 +451,7 @@ def test_a_row_that_makes_no_sense_is_refused_by_number(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("m.csv", "uri,caption\na.mp4,a dog, running\n".encode(), "row 1: more cells"),
+        ("m.csv", b"uri,caption\na.mp4,a dog, running\n", "row 1: more cells"),
         ("m.csv", "uri,caption\na.mp4,ok\na.mp4,caf\xe9\n".encode("latin-1"), "row .*utf-8"),
         ("m.csv", b"uri,caption\na.mp4," + b"x" * 200_000 + b"\n", "row 1: field larger"),
         ("m.jsonl", b'{"uri": "a.mp4"}\n{"uri": \n', "row 2: Expecting value"),
@@ -515,7 +515,12 @@ def test_a_path_outside_the_root_is_refused_naming_root(
         argument = f"@{tmp_path}/in/list.txt"
     with pytest.raises(ConfigError, match=r"(row|line) 1: .* lies outside .*--root"):
         listed(argument)
-    assert names(listed(argument, root=tmp_path)) == ["out.mp4"]
+
+
+def test_an_absolute_path_below_the_root_is_named_from_there(tmp_path: Path) -> None:
+    put(tmp_path, "out/a.mp4", "lists/none")
+    path = manifest(tmp_path / "lists", "csv", [{"uri": str(tmp_path / "out" / "a.mp4")}])
+    assert names(listed(path, root=tmp_path)) == ["out/a.mp4"]
 
 
 def test_dots_that_stay_inside_are_resolved(tmp_path: Path) -> None:
@@ -535,7 +540,7 @@ def test_root_is_what_relative_paths_begin_at(tmp_path: Path) -> None:
 )
 def test_a_uri_that_is_no_local_path_is_refused_by_row(tmp_path: Path, uri: str) -> None:
     (tmp_path / "m.jsonl").write_text(f'{{"uri": "{uri}"}}\n')
-    with pytest.raises(ConfigError, match="row 1: .* is no local path"):
+    with pytest.raises(ConfigError, match=r"row 1: .* is no local path"):
         listed(tmp_path / "m.jsonl")
 
 
@@ -761,7 +766,7 @@ def test_limit_takes_the_first_after_the_sample() -> None:
     "text", ["x", "-1", "-1%", "-0.5%", "101%", "1.5", "%", "nan%", "1/0%", ""]
 )
 def test_a_bad_sample_names_itself(text: str) -> None:
-    with pytest.raises(ConfigError, match="sample: .* is no count") as error:
+    with pytest.raises(ConfigError, match=r"sample: .* is no count") as error:
         select_sources(some(3), seed=0, sample=text)
     assert repr(text) in str(error.value)
 
@@ -802,9 +807,9 @@ def test_a_larger_share_only_adds_to_the_first_split() -> None:
 
 @pytest.mark.parametrize(
     "text",
-    ["train", "train=", "train=x", "train=0.5", "a=0.5,b=0.6", "a=0.5,a=0.5", "a/b=1", "=1"]
-    + ["a=-1,b=2", "a=nan,b=1", "a=1/0", "é=1", "a=1,", "x" * 33 + "=1"],
+    "train train= train=x train=0.5 a=0.5,b=0.6 a=0.5,a=0.5 a/b=1 =1 a=-1,b=2 a=nan,b=1 a=1/0 é=1"
+    " a=1, x23456789012345678901234567890123=1".split(),
 )
 def test_a_bad_split_is_an_error_that_says_what(text: str) -> None:
-    with pytest.raises(ConfigError, match="^split: "):
+    with pytest.raises(ConfigError, match=r"^split: "):
         parse_split(text)
