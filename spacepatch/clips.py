@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -36,6 +37,8 @@ class _Window:
     last: int
     stop: int
     """Where the window ends, in units of the time base."""
+    seconds: Fraction
+    """Its length as asked for, before it is rounded to the time base."""
     extra: dict[str, Any]
 
     def tick(self, sample: int) -> int:
@@ -83,15 +86,13 @@ def choose_clips(
 
     for window in _windows(info, ranges, sampler, sampler_value, clip_seconds, clip_stride):
         count = window.last - window.first
-        seconds = (window.tick(window.last) - window.tick(window.first)) * info.time_base
-        if count == 0 or (not info.still and seconds < min_seconds):
-            losses.append(
-                ClipLoss(
-                    "too_short",
-                    count,
-                    f"{float(seconds):.3f} s is shorter than min_seconds {float(min_seconds):g}",
-                )
+        if count == 0 or (not info.still and window.seconds < min_seconds):
+            message = (
+                f"{float(window.seconds):.3f} s is shorter than min_seconds {float(min_seconds):g}"
+                if count
+                else "the range holds no frame"
             )
+            losses.append(ClipLoss("too_short", count, message))
             continue
         rows = grid_shape(count, size, tubelet_size=tubelet_size, patch_size=patch_size, tail=tail)[
             0
@@ -120,9 +121,15 @@ def choose_clips(
             message = f"{tokens} tokens exceed pack_length {pack_length}"
             losses.append(ClipLoss("skipped_by_policy", count, message))
             continue
-        step = rows_per_pack * tubelet_size
-        for first in range(window.first, window.last, step):
-            last = min(first + step, window.last)
+        for first, last in _cut(window, rows_per_pack * tubelet_size, tubelet_size):
+            if last is None:
+                rest = window.last - first
+                message = (
+                    "the frames sampled in one tick of the stream's clock "
+                    f"({info.time_base} s) exceed pack_length {pack_length}"
+                )
+                losses.append(ClipLoss("over_pack_length", rest, message))
+                break
             grid_t = grid_shape(
                 last - first, size, tubelet_size=tubelet_size, patch_size=patch_size, tail=tail
             )[0]
@@ -131,9 +138,38 @@ def choose_clips(
                 losses.append(ClipLoss("tail_dropped", last - first, message))
                 continue
             clips.append(
-                _clip(info, window, first, last, source, len(clips), size, (grid_t, grid_h, grid_w))
+                _clip(
+                    info,
+                    window,
+                    first,
+                    last,
+                    source,
+                    len(clips),
+                    size,
+                    (grid_t, grid_h, grid_w),
+                    tubelet_size,
+                )
             )
     return clips, losses
+
+
+def _cut(window: _Window, most: int, tubelet_size: int) -> Iterator[tuple[int, int | None]]:
+    """Cut a window greedily into [first, last) samples, `most` at most, at whole tubelets.
+
+    A border needs a tick of its own, later than the sample before it: where samples are closer than
+    the ticks of a coarse time base, a piece is shorter. None: there is no such border.
+    """
+    ticks, first = window.samples.ticks, window.first
+    while window.last - first > most:
+        last = first + most
+        while last > first and ticks[last] == ticks[last - 1]:
+            last -= tubelet_size
+        if last <= first:
+            yield first, None
+            return
+        yield first, last
+        first = last
+    yield first, window.last
 
 
 def _clip(
@@ -145,6 +181,7 @@ def _clip(
     number: int,
     size: tuple[int, int],
     grid_thw: tuple[int, int, int],
+    tubelet_size: int,
 ) -> ClipSpec:
     indices = window.samples.indices[first:last]
     start, stop = window.tick(first), window.tick(last)
@@ -157,6 +194,7 @@ def _clip(
         stop_pts=stop,
         frame_pts=info.frame_pts[indices],
         frame_indices=indices.astype(np.int32),
+        row_pts=window.samples.ticks[first:last:tubelet_size][: grid_thw[0]],
         sampled_fps=window.samples.fps,
         size=size,
         grid_thw=grid_thw,
@@ -174,52 +212,58 @@ def _windows(
     clip_seconds: Fraction | None,
     clip_stride: Fraction | None,
 ) -> Iterator[_Window]:
+    def sample(first: int, last: int) -> Samples:
+        return SAMPLERS[sampler](
+            info.frame_pts, start=first, stop=last, time_base=info.time_base, value=value
+        )
+
     for asked in ranges or (ClipRange(None, None),):
-        start, stop = _span(info, asked)
+        start, stop, seconds = _span(info, asked)
         if start >= stop:
-            yield _Window(
-                Samples(np.empty(0, np.int64), np.empty(0, np.int64), None), 0, 0, stop, asked.extra
-            )
+            nothing = Samples(np.empty(0, np.int64), np.empty(0, np.int64), None)
+            yield _Window(nothing, 0, 0, stop, Fraction(0), asked.extra)
             continue
         if info.still:
             # A picture has no duration to sample: one frame at 0 s, whatever the sampler.
             one = Samples(np.zeros(1, np.int64), np.array([start]), None)
-            yield _Window(one, 0, 1, stop, asked.extra)
+            yield _Window(one, 0, 1, stop, seconds, asked.extra)
             continue
-        samples = SAMPLERS[sampler](
-            info.frame_pts, start=start, stop=stop, time_base=info.time_base, value=value
-        )
+        samples = sample(start, stop)
         if clip_seconds is None:
-            yield _Window(samples, 0, len(samples.ticks), stop, asked.extra)
+            yield _Window(samples, 0, len(samples.ticks), stop, seconds, asked.extra)
             continue
         length = clip_seconds / info.time_base
         stride = (clip_stride or clip_seconds) / info.time_base
-        number, previous = 0, None
-        while True:
-            # Sample times are rounded down to ticks, so the window's borders are too: a sample
-            # that falls on a border exactly stays in the window that begins there.
+        previous = None
+        for number in itertools.count():
             begin = start + number * stride
             if begin >= stop:
                 break
-            first, last = np.searchsorted(
-                samples.ticks, [math.floor(begin), math.floor(begin + length)], side="left"
-            )
-            number += 1
-            if (first, last) == previous:
+            end = min(begin + length, Fraction(stop))
+            seconds = (end - begin) * info.time_base
+            # Sample times are rounded down to ticks, so the window's borders are too: a sample
+            # that falls on a border exactly stays in the window that begins there.
+            borders = math.floor(begin), math.floor(end)
+            if sampler == "num-frames" and borders[0] < borders[1]:
+                # A rate is the stream's, one grid for all windows; a number is each clip's own.
+                samples = sample(*borders)
+            first, last = map(int, np.searchsorted(samples.ticks, borders, side="left"))
+            window = borders if sampler == "num-frames" else (first, last)
+            if first == last or window == previous:
                 # A stride below the distance of samples: the same samples are the same clip.
                 continue
-            previous = (first, last)
-            yield _Window(
-                samples, int(first), int(last), min(stop, math.floor(begin + length)), asked.extra
-            )
+            previous = window
+            yield _Window(samples, first, last, borders[1], seconds, asked.extra)
 
 
-def _span(info: VideoInfo, asked: ClipRange) -> tuple[int, int]:
-    """[start, stop) in ticks; a manifest's seconds count from the first frame."""
+def _span(info: VideoInfo, asked: ClipRange) -> tuple[int, int, Fraction]:
+    """[start, stop) in ticks, and its seconds; a manifest's seconds count from the first frame."""
     origin, end = int(info.frame_pts[0]), info.stop_pts
+    seconds = (end - origin) * info.time_base
     start = origin
     if asked.start_seconds:
         start = origin + math.ceil(asked.start_seconds / info.time_base)
     if asked.stop_seconds is not None:
         end = min(end, origin + math.ceil(asked.stop_seconds / info.time_base))
-    return start, end
+        seconds = min(seconds, asked.stop_seconds)
+    return start, end, seconds - (asked.start_seconds or 0)

@@ -133,7 +133,7 @@ class RunConfig(BaseModel):
         None, "run", "Worker processes; default: one a core (cgroup limits respected).", ge=1
     )
     timeout: float = _setting(
-        60.0, "run", "Seconds without a new frame after which a video is given up.", gt=0
+        60.0, "run", "Seconds without a new frame until a video is given up.", gt=0, le=1e9
     )
     max_losses: str | None = _setting(
         None, "run", "Stop once more than N (or P%) of the sources are lost; resumable."
@@ -169,7 +169,7 @@ class RunConfig(BaseModel):
         match = re.fullmatch(r"(\d+)\.\.(\d+)", value)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
             raise ValueError("not MIN..MAX pixels, such as 100352..602112")
-        return value
+        return f"{int(match[1])}..{int(match[2])}"
 
     @field_validator("name")
     @classmethod
@@ -178,11 +178,22 @@ class RunConfig(BaseModel):
             raise ValueError(f"must be 1 to {MAX_NAME} of 0-9 A-Z a-z _ -")
         return value
 
-    @field_validator("shard_size")
+    @field_validator("sample", "max_losses", "split", mode="before")
     @classmethod
-    def _size(cls, value: str) -> str:
-        parse_bytes(value)
-        return value
+    def _share(cls, value: Any, info: Any) -> str | None:
+        from spacepatch.sources import parse_share, parse_split
+
+        if value is not None and info.field_name == "split":
+            parse_split(str(value))
+        elif value is not None:
+            parse_share(info.field_name, str(value), 0)
+        return None if value is None else str(value)
+
+    @field_validator("shard_size", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> str:
+        parse_bytes(str(value))
+        return str(value)
 
     @field_validator("resampler", "layout", "tail", "long", "packer", "index")
     @classmethod
@@ -305,7 +316,7 @@ def load_config(
     layers = [("preset " + preset, load_preset(preset))] if preset else []
     if file is not None:
         layers.append((str(file), _read_toml(file)))
-    layers.append(("", {key: value for key, value in flags.items() if value is not None}))
+    layers.append(("settings", {key: value for key, value in flags.items() if value is not None}))
     for where, layer in layers:
         for key in layer:
             if key not in RunConfig.model_fields:
@@ -316,6 +327,8 @@ def load_config(
             if any(layer.get(key) for key in group):
                 for key in group:
                     merged.pop(key, None)
+        if "packer" in layer:
+            merged.pop("window", None)  # A preset's window goes with the preset's packer.
         merged.update(layer)
     try:
         return RunConfig(**merged)

@@ -133,6 +133,9 @@ class ClipSpec:
     """(n,) int64, non-decreasing: the frame on display at each sample time."""
     frame_indices: np.ndarray
     """(n,) int32: absolute presentation index of each."""
+    row_pts: np.ndarray
+    """(T,) int64: the time of the first sample of each grid row, rounded down to the time base:
+    where the clip may be cut, exactly, whatever its own start was rounded to."""
     sampled_fps: Fraction | None
     """Samples a second; None where every frame is taken."""
     size: tuple[int, int]

@@ -282,6 +282,9 @@ class ClipWriter:
 
     def _put(self, frame: np.ndarray, k: int) -> None:
         start = len(self._kept) * self.cells
+        if start >= len(self.tokens):
+            # Frames past the last whole tubelet, which `tail="drop"` does not keep.
+            return
         write_frame(
             frame,
             self.tokens[start : start + self.cells],

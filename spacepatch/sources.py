@@ -43,11 +43,9 @@ class Listing:
 
     sources: tuple[Source, ...]
     num_ignored: int
-    """Files of a folder or tar that are hidden, no media by their name, or not regular; hidden or
-    linked folders count as one."""
+    """Files that are hidden, no media by name or not regular; a hidden or linked folder is one."""
     missing: tuple[Source, ...] = field(default=())
-    """What a list or manifest names and is not there, and folders inside folders that cannot be
-    read: losses, not errors."""
+    """What a list or manifest names, or a folder holds, and cannot be read: losses, not errors."""
 
 
 @dataclass(slots=True)
@@ -205,7 +203,8 @@ def _expand(argument: str, root: Path | None) -> tuple[list[_Found], int]:
         return [_file(path.absolute(), printable(path.name))], 0
     if glob.has_magic(argument):
         return _glob(argument)
-    what = "neither a regular file nor a folder" if path.exists() else "no such file or folder"
+    there = argument and path.exists()
+    what = "neither a regular file nor a folder" if there else "no such file or folder"
     raise ConfigError(f"{argument or repr(argument)}: {what}")
 
 
@@ -229,7 +228,7 @@ def _walk(folder: Path) -> tuple[list[_Found], int]:
     unread: list[OSError] = []
     for parent, folders, files in os.walk(folder, onerror=unread.append):
         # Hidden folders are left alone, and links to folders: they may lead round in a circle.
-        visible = [x for x in folders if not (x.startswith(".") or Path(parent, x).is_symlink())]
+        visible = [x for x in folders if x[0] != "." and not os.path.islink(f"{parent}/{x}")]  # noqa: PTH114
         ignored += len(folders) - len(visible)
         folders[:] = visible
         for file in files:
@@ -239,8 +238,7 @@ def _walk(folder: Path) -> tuple[list[_Found], int]:
                 found.append(item)
             else:
                 ignored += 1
-    for error in unread:
-        path = Path(error.filename)
+    for path in (Path(error.filename) for error in unread):
         found.append(_Found(path, printable(path.relative_to(folder).as_posix())))
     return _sorted(found), ignored
 
@@ -279,10 +277,10 @@ def _sorted(found: list[_Found]) -> list[_Found]:
 
 @contextmanager
 def _blaming(where: str) -> Iterator[None]:
-    """What is wrong with a line or row becomes an error that says which one it is."""
+    """What is wrong with a line, a row or a tar becomes an error that says which one it is."""
     try:
         yield
-    except (ValueError, csv.Error) as error:
+    except (ValueError, csv.Error, tarfile.TarError, OSError) as error:
         raise ConfigError(f"{where}: {error}") from None
 
 
@@ -386,19 +384,16 @@ def _read_tar(path: Path, name: str) -> tuple[list[_Found], int]:
     """Videos inside a tar, by offset: nothing is extracted and no member's name becomes a path."""
     found: list[_Found] = []
     ignored = 0
-    try:
-        with tarfile.open(path, "r:") as archive:
-            for member in archive:
-                if not member.isreg() or member.issparse() or not _is_media(member.name):
-                    ignored += not member.isdir()
-                    continue
+    with _blaming(f"{path}: not a plain tar that can be read"), tarfile.open(path, "r:") as archive:
+        for member in archive:
+            if member.isreg() and not member.issparse() and _is_media(member.name):
                 place = member.offset_data, member.size
                 found.append(_Found(path.absolute(), name, printable(member.name), *place))
-            # tarfile takes a damaged header for the end.
-            assert archive.fileobj is not None
-            archive.fileobj.seek(archive.offset)
-            if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-                raise tarfile.ReadError("a header inside is damaged")
-    except (tarfile.TarError, OSError) as error:
-        raise ConfigError(f"{path}: not a plain tar that can be read ({error})") from None
+            else:
+                ignored += not member.isdir()
+        # tarfile takes a damaged header for the end.
+        assert archive.fileobj is not None
+        archive.fileobj.seek(archive.offset)
+        if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
+            raise tarfile.ReadError("a header inside is damaged")
     return _sorted(found), ignored

@@ -177,6 +177,18 @@ class Shard:
             for row in read_table(tar.with_name(f"{tar.stem}.segments.parquet"))
         ]
         write_table(self.folder / "segments.parquet", SEGMENTS, merged)
+        seal_tables(self.folder)
+
+
+def seal_tables(folder: Path) -> None:
+    """The checksums of the merged tables in dataset.json."""
+
+    def mend(dataset: Any) -> None:
+        for name in dataset["tables"]:
+            content = (folder / name).read_bytes()
+            dataset["tables"][name] = hashlib.sha256(content).hexdigest()
+
+    edit_json(folder / "dataset.json", mend)
 
 
 # --- clean -------------------------------------------------------------------------------------
@@ -201,8 +213,20 @@ def test_mending_alone_makes_no_problem(folder: Path) -> None:
         {"fps": "4", "cut_to_fit": True, "index": "compact", "pack_length": 1000},
         {"every_frame": True, "tail": "pad", "patch": "3x16x16", "short_side": 64},
         {"fps": "2", "pack_length": 16},
+        {"fps": "3", "tail": "drop", "patch": "4x16x16"},
+        {"fps": "6", "cut_to_fit": True, "clip_seconds": "0.7", "patch": "1x16x16"},
+        {"num_frames": 16, "native": True, "pack_length": 65536},
     ],
-    ids=["splits", "overlapping windows", "cut to fit", "every frame", "nothing fits"],
+    ids=[
+        "splits",
+        "overlapping windows",
+        "cut to fit",
+        "every frame",
+        "nothing fits",
+        "tail dropped",
+        "windows cut to fit",
+        "native",
+    ],
 )
 def test_other_settings_verify_clean_and_are_described(
     sample_clips: Path, tmp_path: Path, settings: dict[str, Any]
@@ -585,7 +609,13 @@ def in_receipt(change: Callable[[Any], None]) -> Callable[[Shard], None]:
 def in_table(
     name: str, columns: dict[str, str], change: Callable[[list[Any]], None]
 ) -> Callable[[Shard], None]:
-    return lambda shard: edit_rows(shard.folder / name, columns, change)
+    """Change a merged table, and mend its checksum."""
+
+    def mutate(shard: Shard) -> None:
+        edit_rows(shard.folder / name, columns, change)
+        seal_tables(shard.folder)
+
+    return mutate
 
 
 def first_written(rows: list[Any]) -> Any:
@@ -613,6 +643,7 @@ def table_with_other_types(shard: Shard) -> None:
     place = table.schema.get_field_index("bytes")
     table = table.set_column(place, "bytes", compute.cast(table.column(place), "float64"))
     parquet.write_table(table, shard.folder / "sources.parquet")
+    seal_tables(shard.folder)
 
 
 def new_loss(reason: str) -> Callable[[Shard], None]:
@@ -629,8 +660,16 @@ def new_loss(reason: str) -> Callable[[Shard], None]:
             LOSSES,
             lambda rows: rows.append(loss | {"retryable": False}),
         )
+        seal_tables(shard.folder)
 
     return mutate
+
+
+def flip_writers_name(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    # The name of the writer, before the footer's length and the magic number.
+    content[content.rindex(b"parquet-cpp")] ^= 1
+    path.write_bytes(content)
 
 
 SHALLOW: dict[str, tuple[Callable[[Shard], None], str, str]] = {
@@ -649,6 +688,11 @@ SHALLOW: dict[str, tuple[Callable[[Shard], None], str, str]] = {
         delete(".json", ".tar", ".index.npy", ".segments.parquet"),
         ".json",
         "no receipt",
+    ),
+    "a byte of a merged table that says nothing flipped": (
+        lambda shard: flip_writers_name(shard.folder / "segments.parquet"),
+        "segments.parquet",
+        "sha256",
     ),
     "merged segments deleted": (delete_file("segments.parquet"), "segments.parquet", "missing"),
     "sources deleted": (delete_file("sources.parquet"), "sources.parquet", "missing"),

@@ -10,7 +10,7 @@ import typer
 from spacepatch.cli.options import Json, Overwrite, Root, ShowConfig, Sources, with_settings
 from spacepatch.config import RunConfig
 
-EXAMPLE = "Example:  spacepatch tokenize videos/ --out shards/ --fps 4 --pack-length 4096"
+EXAMPLE = "Example:  spacepatch tokenize videos/ --out shards/ --fps 4"
 
 LOST_SOURCES = 3
 """Exit code: done, with losses of whole sources."""

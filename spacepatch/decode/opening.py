@@ -41,12 +41,17 @@ that claims to stay for years would be sampled for years."""
 
 @contextmanager
 def open_container(
-    uri: str, *, offset: int | None = None, num_bytes: int | None = None
+    uri: str,
+    *,
+    offset: int | None = None,
+    num_bytes: int | None = None,
+    log_level: int | None = None,
 ) -> Iterator[InputContainer]:
     """A container opened with our allow-lists, closed at the end of the block.
 
     Args:
         offset, num_bytes: where the video lies in `uri`, when that is a tar.
+        log_level: what FFmpeg may say, one of `av.logging`; by default nothing.
 
     Raises:
         ProbeError: it is empty, not readable, or of a forbidden kind.
@@ -55,7 +60,7 @@ def open_container(
     import av
     from av.error import ArgumentError, FFmpegError
 
-    av.logging.set_level(None)
+    av.logging.set_level(log_level)
     if num_bytes == 0 or (offset is None and Path(uri).stat().st_size == 0):
         raise ProbeError("the file is empty", reason="unreadable")
     options = {

@@ -55,6 +55,7 @@ def probe_video(uri: str, *, offset: int | None = None, num_bytes: int | None = 
             )
         height, width = context.height, context.width
         if not (height and width and context.pix_fmt):
+            _check_claimed_size(uri, offset, num_bytes)
             raise ProbeError(
                 f"FFmpeg {ffmpeg_version()} cannot decode this {context.codec.canonical_name}",
                 reason="no_decoder",
@@ -125,6 +126,20 @@ def _choose_stream(container: InputContainer) -> VideoStream:
     if best.codec_context is None:
         raise ProbeError(f"FFmpeg {ffmpeg_version()} has no decoder for it", reason="no_decoder")
     return best  # type: ignore[return-value]
+
+
+def _check_claimed_size(uri: str, offset: int | None, num_bytes: int | None) -> None:
+    """Raise if no decoder opened because of `max_pixels`: FFmpeg tells it to its log alone."""
+    import av
+
+    with av.logging.Capture() as said:
+        with open_container(uri, offset=offset, num_bytes=num_bytes, log_level=av.logging.ERROR):
+            pass
+        av.logging.set_level(None)
+    for _, _, message in said:
+        size = re.match(r"Picture size (\d+)x(\d+)", message)
+        if size is not None and int(size[1]) * int(size[2]) > MAX_PIXELS:
+            raise ProbeError(f"pictures of {size[1]} x {size[2]} pixels", reason="too_large")
 
 
 def _rotation_in_header(container: InputContainer, index: int) -> int:

@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spacepatch.errors import ShardError
-from spacepatch.shards import check_version
+from spacepatch.shards import DATASET, TABLES, check_version
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-DATASET = "dataset.json"
 PLAN_DOCUMENT = "plan.json"
-TABLES = ("segments.parquet", "sources.parquet", "losses.parquet")
 
 SHARD_FILE = re.compile(
     r"(?P<stem>[0-9A-Za-z_-]+-[0-9]{6})\.(tar|index\.npy|segments\.parquet|json)"
@@ -87,6 +85,14 @@ def read_document(path: Path, *, required: Sequence[str] = ()) -> dict[str, Any]
     if absent:
         raise ShardError(f"{path}: damaged (no {', '.join(absent)})")
     return document
+
+
+def listed_stems(document: dict[str, Any]) -> list[str]:
+    """The shards that dataset.json lists."""
+    listed = document.get("shards")
+    entries = listed if isinstance(listed, list) else []
+    names = [entry.get("name") for entry in entries if isinstance(entry, dict)]
+    return [name for name in names if isinstance(name, str) and SHARD_FILE.fullmatch(f"{name}.tar")]
 
 
 def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
@@ -12,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 from spacepatch.data import LOSS_REASONS, RETRYABLE_REASONS
 from spacepatch.errors import ShardError
 from spacepatch.inspection.findings import Findings, Report
-from spacepatch.inspection.folders import DATASET, read_batches
+from spacepatch.inspection.folders import read_batches
 from spacepatch.inspection.shard import FoundShard
 from spacepatch.inspection.tables import read_checked
 from spacepatch.packing import lower_bound
 from spacepatch.pipeline.planfile import Plan, PlannedSource
-from spacepatch.shards import LOSSES, SEGMENTS, SOURCES
+from spacepatch.shards import DATASET, LOSSES, SEGMENTS, SOURCES, TABLES
 from spacepatch.shards.tables import read_arrow
 
 if TYPE_CHECKING:
@@ -27,6 +28,8 @@ REQUIRED_SOURCES = (
     "source source_root source_id split content_id bytes num_clips num_segments num_tokens "
     "frames_selected frames_written frames_lost"
 ).split()
+
+PIXEL_CONSTANTS = {"scale": 255, "channels": 3}
 
 Found = dict[str, FoundShard | None]
 """By stem, in task order; None where there is no receipt to go by."""
@@ -45,10 +48,23 @@ def check_merged(
     Args:
         document: plan.json, if there is one.
     """
+    _check_hashes(folder, dataset, findings)
     written = _check_segments(folder, dataset, found, findings.at("segments.parquet"))
     losses = _check_losses(folder, plan, found, findings.at("losses.parquet"))
     sources = _check_sources(folder, plan, found, written, losses, findings)
     _check_dataset(dataset, document, plan, found, losses, sources, findings.at(DATASET))
+
+
+def _check_hashes(folder: Path, dataset: dict[str, Any], findings: Findings) -> None:
+    hashes = dataset.get("tables")
+    for name in TABLES:
+        path = folder / name
+        if not path.is_file():
+            continue  # reported by who reads it
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if not isinstance(hashes, dict) or hashes.get(name) != actual:
+            findings.add(name, "its sha256 is not that of dataset.json")
 
 
 # --- segments.parquet --------------------------------------------------------------------------
@@ -71,11 +87,13 @@ def _check_segments(
                 # Without a receipt dataset.json says how many rows to pass over.
                 merged.take(_listed_segments(dataset, stem))
                 continue
-            rows = merged.take(shard.receipt.segments)
-            if len(rows) != shard.receipt.segments:
+            ids = shard.segment_ids
+            wanted = shard.receipt.segments if ids is None else len(ids)
+            rows = merged.take(wanted)
+            if len(rows) != wanted:
                 report(f"ends within the segments of {stem}")
                 break
-            if shard.segment_ids is not None:
+            if ids is not None:
                 own = read_arrow(folder / f"{stem}.segments.parquet")
                 _compare(rows, own, stem, report)
         if len(merged.take(1)):
@@ -282,7 +300,9 @@ def _described(planned: PlannedSource, observed: Any) -> dict[str, Any]:
     # A picture's own word goes before the header's.
     columns = {"matrix": "colour_matrix", "range": "colour_range", "tagged": "colour_tagged"}
     for key, value in (observed if isinstance(observed, dict) else {}).items():
-        row[columns.get(str(key), str(key))] = value
+        column = columns[key] if key in columns else str(key)
+        if column in row:
+            row[column] = value
     return row
 
 
@@ -302,6 +322,10 @@ def _check_dataset(
     for key in ("plan_id", "name", "settings", "fingerprints", "environment"):
         if document is not None and dataset.get(key) != document.get(key):
             report(f"{key} is not that of plan.json")
+    if dataset.get("plans") != ["plan.parquet"]:
+        report(f"plans is {dataset.get('plans')!r}")
+    if dataset.get("kind") == "pixels" and dataset.get("constants") != PIXEL_CONSTANTS:
+        report(f"constants is {dataset.get('constants')!r}, not {PIXEL_CONSTANTS!r}")
     if plan is not None:
         layout = plan.layout
         for key in ("store", "members", "token_dtype", "token_width", "position_dtype",

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import io
 import json
+import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,8 +18,10 @@ from spacepatch.shards import ShardReceipt, check_version
 Row = dict[str, Any]
 """A row of segments.parquet."""
 
+SEGMENTS = "segments.npy"
+
 DTYPES = {
-    "segments.npy": ("int32",),
+    SEGMENTS: ("int32",),
     "segment_ids.npy": ("int32",),
     "positions.npy": ("int16", "int32"),
     "kept.npy": ("uint32",),
@@ -29,6 +31,12 @@ DTYPES = {
 """Of every member but tokens, whose dtype the receipt names."""
 
 SEGMENT_COLUMNS = ("offset", "num_kept", "T", "H", "W", "tubelet_size", "patch_h", "patch_w")
+
+NPY_HEADER = re.compile(
+    rb"\{'descr': '(?P<descr>[<|][biuf][1248])', 'fortran_order': False, "
+    rb"'shape': \((?P<shape>[0-9, ]{1,60})\), \} *\n"
+)
+"""Our own reading of the header: numpy's evaluates it, and fails in more ways than one."""
 
 DESCRIBED = (
     "segment_id source clip view grid_thw offset num_tokens num_kept size seconds".split()
@@ -72,7 +80,7 @@ def check_pack(
     if rows is None:
         return
     _check_document(sample, receipt, rows, report)
-    segments = arrays.get("segments.npy")
+    segments = arrays.get(SEGMENTS)
     if segments is None or not _check_segments(segments, receipt, rows, report):
         return
 
@@ -106,20 +114,23 @@ def _arrays(sample: Sample, receipt: ShardReceipt, report: Report) -> dict[str, 
             arrays[name] = read_npy(sample.contents[name])
         except ValueError as error:
             report(f"{name} is no plain npy ({error})")
-    num_tokens = None
-    segments = arrays.get("segments.npy")
-    if segments is not None and segments.ndim == 2 and segments.shape[1:] == (8,):
-        num_tokens = int(segments[:, 1].sum(dtype=np.int64))
+    segments = arrays.get(SEGMENTS)
+    if segments is None:
+        return {}  # nothing says how long the others must be
+    if segments.ndim != 2 or segments.shape[1] != 8 or str(segments.dtype) not in DTYPES[SEGMENTS]:
+        report(f"segments.npy is {segments.dtype} {segments.shape}, not int32 (S, 8)")
+        return {}
+    num_tokens = int(segments[:, 1].sum(dtype=np.int64))
+    shapes = {
+        "tokens.npy": (num_tokens, receipt.token_width),
+        "positions.npy": (num_tokens, 3),
+        SEGMENTS: segments.shape,
+    }
     for name, array in list(arrays.items()):
-        shape: tuple[int | None, ...] = (num_tokens,)
-        dtypes = DTYPES.get(name, (str(array.dtype),))
-        if name == "segments.npy":
-            shape = (len(array) if array.ndim else 0, 8)
-        elif name == "positions.npy":
-            shape = (num_tokens, 3)
-        elif name == "tokens.npy":
-            shape, dtypes = (num_tokens, receipt.token_width), (receipt.token_dtype,)
-        if num_tokens is not None and (array.shape != shape or str(array.dtype) not in dtypes):
+        shape = shapes.get(name, (num_tokens,))
+        dtypes = (receipt.token_dtype,) if name == "tokens.npy" else DTYPES.get(name)
+        dtypes = dtypes or (str(array.dtype),)
+        if array.shape != shape or str(array.dtype) not in dtypes:
             report(f"{name} is {array.dtype} {array.shape}, not {' or '.join(dtypes)} {shape}")
             del arrays[name]
     return arrays
@@ -242,13 +253,14 @@ def read_npy(content: bytes) -> np.ndarray:
     Raises:
         ValueError: anything else.
     """
-    buffer = io.BytesIO(content[:4096])
-    if np.lib.format.read_magic(buffer) != (1, 0):
+    if content[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError("not npy version 1.0")
-    shape, is_fortran, dtype = np.lib.format.read_array_header_1_0(buffer)
-    if dtype.hasobject or is_fortran:
-        raise ValueError("objects or Fortran order")
-    return np.frombuffer(memoryview(content)[buffer.tell() :], dtype).reshape(shape)
+    start = 10 + int.from_bytes(content[8:10], "little")
+    header = NPY_HEADER.fullmatch(content[10:start])
+    if header is None:
+        raise ValueError("its header is not one that numpy writes for a plain array")
+    shape = [int(side) for side in header["shape"].split(b",") if side.strip()]
+    return np.frombuffer(memoryview(content)[start:], header["descr"].decode()).reshape(shape)
 
 
 def _short(value: Any) -> str:

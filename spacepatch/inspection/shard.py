@@ -6,7 +6,7 @@ import hashlib
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from spacepatch.data import LOSS_REASONS, STAGES, Task
 from spacepatch.errors import ShardError
 from spacepatch.inspection.findings import Findings, Report
 from spacepatch.inspection.packs import check_pack, read_npy
+from spacepatch.inspection.receipts import receipt_faults
 from spacepatch.inspection.segments import ClipAccounts, Origin, check_segment, is_sound
 from spacepatch.inspection.tables import NULLABLE_SEGMENTS, read_checked
 from spacepatch.inspection.tars import TarScan
@@ -21,8 +22,6 @@ from spacepatch.shards import SEGMENTS, ShardReceipt, read_receipt, receipt_path
 
 if TYPE_CHECKING:
     import pyarrow as pa
-
-TOKEN_DTYPES = ("uint8", "float16", "float32", "uint16", "uint32")
 
 NPY_HEADER_BYTES = 4096
 SMALL_MEMBER_BYTES = 64 << 20
@@ -63,7 +62,7 @@ def check_shard(
     except ShardError as error:
         report(str(error).removeprefix(f"{path}: "))
         return None
-    faults = _receipt_faults(receipt)
+    faults = receipt_faults(receipt)
     for fault in faults:
         report(fault)
     if faults:
@@ -80,48 +79,6 @@ def check_shard(
     if table is None:
         return FoundShard(receipt, None)
     return FoundShard(receipt, np.array(table.column("segment_id").to_pylist(), "S32"))
-
-
-def _receipt_faults(receipt: ShardReceipt) -> list[str]:
-    """What makes a receipt unusable: fields of other kinds than the format says."""
-    faults = []
-    for key in ("task", "packs", "segments", "tokens", "token_width", "pack_length"):
-        value = getattr(receipt, key)
-        if type(value) is not int or value < 0:
-            faults.append(f"{key} is {value!r}, not a count")
-    for key in ("task_id", "plan_id", "split"):
-        if not isinstance(getattr(receipt, key), str):
-            faults.append(f"{key} is no text")
-    if receipt.token_dtype not in TOKEN_DTYPES:
-        faults.append(f"token_dtype is {receipt.token_dtype!r}")
-    if not _is_list(receipt.members, str) or len(set(receipt.members)) != len(receipt.members):
-        faults.append("members is no list of names")
-    if not _is_list(receipt.pack_crc32c, int) or len(receipt.pack_crc32c) != receipt.packs:
-        faults.append("pack_crc32c is not one number a pack")
-    entries = receipt.files.values() if isinstance(receipt.files, dict) else [None]
-    if not all(
-        isinstance(entry, dict)
-        and type(entry.get("bytes")) is int
-        and isinstance(entry.get("sha256"), str)
-        for entry in entries
-    ):
-        faults.append("files does not give bytes and sha256 of each")
-    if not isinstance(receipt.observed, dict):
-        faults.append("observed is no object")
-    if not _is_list(receipt.losses, dict):
-        return [*faults, "losses is no list of rows"]
-    for loss in receipt.losses:
-        counts = (loss.get("num_frames"), loss.get("num_tokens"))
-        if not all(type(count) is int and count >= 0 for count in counts):
-            faults.append("a loss has no counts")
-        texts = ("source", "source_id", "message", "split")
-        if not all(isinstance(loss.get(key), str) for key in texts):
-            faults.append("a loss does not name its source and message")
-    return faults
-
-
-def _is_list(value: Any, kind: type) -> bool:
-    return isinstance(value, list) and all(isinstance(entry, kind) for entry in value)
 
 
 def _check_receipt(
@@ -153,6 +110,9 @@ def _check_receipt(
     for key, value in expected.items():
         if getattr(receipt, key) != value:
             report(f"{key} is {getattr(receipt, key)!r}, the plan says {value!r}")
+    planned = {plan.sources[clip.source].source.source_id for clip in task.clips}
+    for source_id in sorted(receipt.observed.keys() - planned):
+        report(f"observed: source {source_id} is not in this task")
 
 
 # --- the table ---------------------------------------------------------------------------------
@@ -181,6 +141,7 @@ def _check_table(
         return None
     accounts = ClipAccounts(origin.plan, task) if origin.plan is not None and task else None
     num_tokens, are_sound = 0, True
+    unseen: set[str] = set()
     for start, stop in _slices(packs):
         for number, row in enumerate(table.slice(start, stop - start).to_pylist()):
             at = findings.at(f"{name}: row {start + number} ({row['source']} clip {row['clip']})")
@@ -190,9 +151,13 @@ def _check_table(
                 are_sound = False
                 continue
             num_tokens += row["num_kept"]
+            if row["source_id"] not in receipt.observed:
+                unseen.add(row["source"])
             check_segment(row, at, origin=origin)
             if accounts is not None:
                 accounts.add(row, at)
+    for source in sorted(unseen):
+        findings.add(f"{stem}.json", f"observed: {source} has segments and is not in it")
     if num_tokens != receipt.tokens and are_sound:
         report(f"its segments have {num_tokens} tokens, the receipt says {receipt.tokens}")
     if accounts is not None:

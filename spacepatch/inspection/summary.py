@@ -18,14 +18,15 @@ from spacepatch.inspection.counting import (
     numbers,
 )
 from spacepatch.inspection.folders import (
-    DATASET,
     PLAN_DOCUMENT,
+    listed_stems,
     locate,
     read_batches,
     read_document,
 )
+from spacepatch.inspection.receipts import read_sound_receipt
 from spacepatch.packing import lower_bound
-from spacepatch.shards import ShardReader, ShardReceipt, read_receipt, receipt_path, shard_stem
+from spacepatch.shards import DATASET, ShardReader, ShardReceipt, receipt_path, shard_stem
 from spacepatch.shards.receipts import missing_files
 
 SIZES = 10
@@ -84,8 +85,11 @@ def _summarize_dataset(folder: Path) -> dict[str, Any]:
         required="plan_id name settings store pack_length shards".split(),
     )
     counted = Counted()
-    for shard in document["shards"]:
-        counted.add_shard(shard["name"], read_receipt(receipt_path(folder, shard["name"])))
+    stems = listed_stems(document)
+    if len(stems) != len(document["shards"]):
+        raise ShardError(f"{folder / DATASET}: damaged (shards); look with spacepatch verify")
+    for stem in stems:
+        counted.add_shard(stem, read_sound_receipt(receipt_path(folder, stem)))
     counted.add_segments(folder / "segments.parquet", with_sources=False)
     selected = counted.add_sources(folder / "sources.parquet")
     columns = "source clip stage reason num_frames num_tokens message".split()
@@ -136,7 +140,7 @@ def _summarize_unfinished(folder: Path) -> dict[str, Any]:
     for number, split in sorted(splits.items()):
         stem = shard_stem(document["name"], split, number)
         try:
-            receipt = read_receipt(receipt_path(folder, stem))
+            receipt = read_sound_receipt(receipt_path(folder, stem))
         except ShardError:
             continue
         if receipt.plan_id != document["plan_id"] or missing_files(folder, receipt):
@@ -171,7 +175,7 @@ def _planned_losses(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _summarize_shard(folder: Path, stem: str) -> dict[str, Any]:
-    receipt = read_receipt(receipt_path(folder, stem))
+    receipt = read_sound_receipt(receipt_path(folder, stem))
     absent = missing_files(folder, receipt)
     if absent:
         raise ShardError(
@@ -204,7 +208,7 @@ def _summarize_shard(folder: Path, stem: str) -> dict[str, Any]:
 def _colours(receipt: ShardReceipt) -> dict[str, tuple[str, str, str]]:
     """By source_id, what its pictures say."""
     return {
-        source_id: (seen["matrix"], seen["range"], seen["tagged"])
+        source_id: (str(seen.get("matrix")), str(seen.get("range")), str(seen.get("tagged")))
         for source_id, seen in receipt.observed.items()
     }
 
@@ -270,7 +274,9 @@ def _summary(
         "sampled_fps": dict(zip(("min", "max"), counted.fps or (None, None), strict=True)),
         "colour": [
             {"matrix": colour[0], "range": colour[1], "tagged": colour[2], "sources": count}
-            for colour, count in sorted(counted.colours.items())
+            for colour, count in sorted(
+                counted.colours.items(), key=lambda item: tuple(map(str, item[0]))
+            )
         ],
         "aspect_error": {
             "mean": counted.aspect_error_sum / num_segments if num_segments else 0.0,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
+from dataclasses import asdict
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -17,10 +18,9 @@ from spacepatch.data import Task
 from spacepatch.errors import ConfigError, ShardError
 from spacepatch.inspection.findings import Findings, Problem, Report
 from spacepatch.inspection.folders import (
-    DATASET,
     PLAN_DOCUMENT,
     SHARD_FILE,
-    TABLES,
+    listed_stems,
     locate,
     names_in,
     read_document,
@@ -28,9 +28,10 @@ from spacepatch.inspection.folders import (
 from spacepatch.inspection.merged import check_merged
 from spacepatch.inspection.segments import Origin
 from spacepatch.inspection.shard import FoundShard, check_shard
+from spacepatch.pipeline.placement import Placement
 from spacepatch.pipeline.planfile import Plan, inputs_fingerprint, read_plan
-from spacepatch.pipeline.planning import fingerprints_of
-from spacepatch.shards import shard_stem
+from spacepatch.pipeline.planning import fingerprints_of, layout_of
+from spacepatch.shards import DATASET, TABLES, shard_stem
 from spacepatch.sources import Listing
 from spacepatch.storage import PRIVATE
 
@@ -40,8 +41,8 @@ FURTHER_PLAN = re.compile(r"plan-[0-9]{6}\.(parquet|json)")
 def verify(path: Path, *, sample: int | None = None) -> list[Problem]:
     """Hold a dataset against its own receipts, tables, plan and the rules of the format.
 
-    Each tar is read once, front to back; memory is one pack and the tables of one shard, besides
-    the plan and 32 bytes a segment. Nothing is decoded and no source is needed.
+    Each tar is read once, front to back; memory is one pack and the table of one shard, besides
+    the plan, the sources, the losses and 32 bytes a segment. Nothing is decoded, no source read.
 
     Args:
         path: an output folder, finished or not; or one shard (its tar or receipt), which is held
@@ -89,11 +90,11 @@ def _verify_folder(folder: Path, findings: Findings, sample: int | None) -> None
         return  # damaged or of a newer format: what follows would be about our reading of it
     is_sound = False
     if document is not None:
-        is_sound = _check_plan_document(document, findings)
+        is_sound = _check_plan_document(document, plan, findings)
     if plan is not None and is_sound:
         check_overlaps(plan, findings.at("plan.parquet"))
     tasks = _tasks_by_stem(plan)
-    stems = list(tasks) or _listed_stems(dataset)
+    stems = list(tasks) or listed_stems(dataset or {})
     origin = _origin(plan, document or dataset)
     chosen = _choose(stems, sample)
     found: dict[str, FoundShard | None] = {}
@@ -148,14 +149,6 @@ def _tasks_by_stem(plan: Plan | None) -> dict[str, Task]:
     return {shard_stem(plan.name, task.split, task.number): task for task in plan.tasks}
 
 
-def _listed_stems(dataset: dict[str, Any] | None) -> list[str]:
-    """Shards by dataset.json, where there is no plan to go by."""
-    listed = (dataset or {}).get("shards")
-    entries = listed if isinstance(listed, list) else []
-    names = [entry.get("name") for entry in entries if isinstance(entry, dict)]
-    return [name for name in names if isinstance(name, str) and SHARD_FILE.fullmatch(f"{name}.tar")]
-
-
 def _origin(plan: Plan | None, document: dict[str, Any] | None) -> Origin:
     document = document or {}
     prints, settings = document.get("fingerprints"), document.get("settings")
@@ -170,7 +163,7 @@ def _choose(stems: list[str], sample: int | None) -> set[str]:
     return {stems[k * len(stems) // sample] for k in range(sample)}
 
 
-def _check_plan_document(document: dict[str, Any], findings: Findings) -> bool:
+def _check_plan_document(document: dict[str, Any], plan: Plan | None, findings: Findings) -> bool:
     """The ids of plan.json are those of what it says; returns whether it has what it must."""
     report = findings.at(PLAN_DOCUMENT)
     try:
@@ -189,10 +182,17 @@ def _check_plan_document(document: dict[str, Any], findings: Findings) -> bool:
             report("fingerprints: environment is not that of the environment")
         if document["environment"].get("spacepatch") == spacepatch.__version__:
             # Another version may have had other settings.
-            expected = fingerprints_of(RunConfig(**settings))
+            config = RunConfig(**settings)
+            expected = fingerprints_of(config)
             for key in ("token", "layout"):
                 if prints[key] != expected[key]:
                     report(f"fingerprints: {key} is not that of the settings")
+            if document["placement"] != asdict(Placement.of(config)):
+                report("placement is not that of the settings")
+            if plan is not None:
+                clips = [clip for task in plan.tasks for clip in task.clips]
+                if plan.layout != layout_of(config, clips):
+                    report("layout is not that of the settings")
     except (KeyError, TypeError, AttributeError, ConfigError, ValueError) as error:
         report(f"damaged ({error!r})")
         return False

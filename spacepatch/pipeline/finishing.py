@@ -51,17 +51,21 @@ def finish_run(folder: Path, plan: Plan) -> RunSummary:
     losses = [*plan.losses, *(_loss(row) for receipt in receipts for row in receipt.losses)]
 
     counts = _count_segments(folder, full)
-    write_batches(
-        folder / "segments.parquet",
-        SEGMENTS,
-        (read_arrow(folder / f"{stem}.segments.parquet") for stem in full),
-    )
+    tables = {
+        "segments.parquet": write_batches(
+            folder / "segments.parquet",
+            SEGMENTS,
+            (read_arrow(folder / f"{stem}.segments.parquet") for stem in full),
+        )
+    }
     observed: dict[str, dict[str, Any]] = {}
     for receipt in receipts:
         observed.update(receipt.observed)
     rows = _source_rows(plan, losses, counts, observed)
-    write_table(folder / "sources.parquet", SOURCES, rows)
-    write_table(folder / "losses.parquet", LOSSES, [_loss_row(loss) for loss in losses])
+    tables["sources.parquet"] = write_table(folder / "sources.parquet", SOURCES, rows)
+    tables["losses.parquet"] = write_table(
+        folder / "losses.parquet", LOSSES, [_loss_row(loss) for loss in losses]
+    )
 
     totals = _totals(plan, receipts, losses, rows)
     document = {
@@ -81,6 +85,7 @@ def finish_run(folder: Path, plan: Plan) -> RunSummary:
         "pack_length": plan.layout.pack_length,
         "constants": {"scale": 255, "channels": 3},
         "totals": totals,
+        "tables": tables,
         "shards": [
             {
                 "name": stem,

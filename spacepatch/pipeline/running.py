@@ -17,7 +17,7 @@ from spacepatch.data import Loss, Task, TaskReport
 from spacepatch.errors import ShardError
 from spacepatch.jobs import Job, JobResult, TokenSettings, run_job
 from spacepatch.pipeline.planfile import Plan
-from spacepatch.pipeline.segments import Made, cut_tick, segment_row
+from spacepatch.pipeline.segments import Made, segment_row
 from spacepatch.shards import (
     SegmentContent,
     ShardReceipt,
@@ -286,9 +286,8 @@ def _contents(plan: Plan, made: list[Made], tokens: np.ndarray) -> list[list[Seg
         # Both parts need a time of their own: a coarse time base may not have one between them.
         clip = made[item]
         kept = clip.tokens.rows
-        tick = cut_tick(plan, clip, int(kept[row]))
-        before = cut_tick(plan, clip, int(kept[row - 1]))
-        return clip.spec.start_pts <= before < tick < clip.spec.stop_pts
+        before, tick = clip.spec.row_pts[kept[row - 1]], clip.spec.row_pts[kept[row]]
+        return bool(clip.spec.start_pts <= before < tick < clip.spec.stop_pts)
 
     placed = plan.placement.place(
         [clip.num_kept for clip in made], [clip.cells for clip in made], can_cut

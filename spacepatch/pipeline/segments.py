@@ -49,20 +49,6 @@ def make_segment_id(
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def cut_tick(plan: Plan, made: Made, row: int) -> int:
-    """When grid row `row` of a clip begins: where one segment can end and the next begin.
-
-    The sample's time, rounded down to the time base; a frame's own time with every frame taken.
-    """
-    spec = made.spec
-    sample = row * plan.layout.tubelet_size
-    if spec.sampled_fps is None:
-        return int(spec.frame_pts[sample])
-    info = plan.sources[spec.source].info
-    assert info is not None, "a clip has a probed source"
-    return spec.start_pts + int(sample / (spec.sampled_fps * info.time_base))
-
-
 def segment_row(plan: Plan, made: Made, first: int, last: int) -> tuple[dict[str, Any], np.ndarray]:
     """The row of segments.parquet for kept rows [first, last) of a clip, and those grid rows
     counted from the segment's own first.
@@ -77,8 +63,8 @@ def segment_row(plan: Plan, made: Made, first: int, last: int) -> tuple[dict[str
     kept, size = tokens.rows, layout.tubelet_size
     low = 0 if first == 0 else int(kept[first])
     high = tokens.grid_t if last == len(kept) else int(kept[last])
-    start = spec.start_pts if low == 0 else cut_tick(plan, made, low)
-    stop = spec.stop_pts if high == spec.grid_thw[0] else cut_tick(plan, made, high)
+    start = spec.start_pts if low == 0 else int(spec.row_pts[low])
+    stop = spec.stop_pts if high == spec.grid_thw[0] else int(spec.row_pts[high])
     frames = slice(low * size, min(high * size, tokens.num_frames))
     pts, indices = spec.frame_pts[frames], spec.frame_indices[frames]
     rows = kept[first:last] - low

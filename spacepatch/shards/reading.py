@@ -7,6 +7,7 @@ import json
 import mmap
 from dataclasses import dataclass
 from pathlib import Path
+from tokenize import TokenError
 from types import TracebackType
 from typing import Any
 
@@ -172,5 +173,5 @@ def _read_npy(content: Any, where: str) -> np.ndarray:
         if dtype.hasobject or fortran:
             raise ValueError("objects or Fortran order")
         return np.frombuffer(view[buffer.tell() :], dtype).reshape(shape)
-    except (ValueError, KeyError) as error:
+    except (ValueError, KeyError, TypeError, SyntaxError, TokenError) as error:
         raise ShardError(f"{where}: no plain npy ({error})") from None

@@ -139,6 +139,7 @@ PLAN = {
     "clip_stop_pts": "int64",
     "frame_pts": "list<int64>",
     "frame_indices": "list<int32>",
+    "row_pts": "list<int64>",
     "sampled_fps": "string",
     "size": PAIR,
     "grid_thw": PAIR,
