@@ -28,8 +28,9 @@ class RunProgress:
     def __init__(self) -> None:
         self._live: Any = None
         self._task: Any = None
-        self._tokens = self._planned = self._lost = self._done = self._packs = 0
-        self._packed_tokens = 0
+        self._tokens = self._planned = self._passed = self._lost = self._packs = 0
+        self._packed_tokens = self._num_sources = 0
+        self._sources: set[int] = set()
         self._pack_length = 1
         self._seconds = 0.0
         self._start = time.monotonic()
@@ -38,14 +39,15 @@ class RunProgress:
         if sys.stderr.isatty():
             from rich.console import Console
             from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.table import Column
 
+            whole = Column(no_wrap=True)
             self._live = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                TextColumn("{task.percentage:>3.0f}%"),
-                TextColumn("{task.fields[facts]}"),
-                TextColumn("ETA"),
-                TimeRemainingColumn(),
+                TextColumn("{task.description}", table_column=whole),
+                BarColumn(bar_width=10),
+                TextColumn("{task.percentage:>3.0f}%", table_column=whole),
+                TimeRemainingColumn(compact=True, table_column=whole),
+                TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True)),
                 console=Console(stderr=True),
                 transient=True,
             )
@@ -89,6 +91,7 @@ class RunProgress:
     def _on_start(self, plan: Plan, pending: Sequence[Task]) -> None:
         self._pack_length = plan.layout.pack_length
         self._planned = sum(clip.num_tokens for task in pending for clip in task.clips)
+        self._num_sources = len({clip.source for task in pending for clip in task.clips})
         self._start = time.monotonic()
         if self._live is not None:
             if self._task is not None:
@@ -102,7 +105,7 @@ class RunProgress:
         self._refresh(0)
 
     def _on_job(self, report: JobReport) -> None:
-        self._done += 1
+        self._sources.add(report.source)
         self._tokens += report.tokens
         self._seconds += report.seconds_of_video
         self._lost += report.is_lost
@@ -113,22 +116,26 @@ class RunProgress:
         self._packed_tokens += report.num_tokens
         self._refresh(0)
 
-    _passed = 0
-
     def _refresh(self, planned: int) -> None:
         self._passed += planned
         elapsed = max(time.monotonic() - self._start, 1e-6)
         fill = ""
         if self._packs:
-            fill = f"fill {self._packed_tokens / (self._packs * self._pack_length):.1%}  "
+            fill = f" fill {self._packed_tokens / (self._packs * self._pack_length):.0%}"
         self._show(
-            "tokenizing",
+            "eta",
             self._passed,
             self._planned,
-            f"{self._done} videos  {self._tokens:,} tokens  {fill}"
-            f"{self._tokens / elapsed:,.0f} tokens/s  {self._seconds / elapsed:.1f}x realtime  "
-            f"{self._lost} lost",
+            f"{len(self._sources)}/{self._num_sources} videos {_brief(self._tokens)} tokens{fill} "
+            f"{_brief(self._tokens / elapsed)}/s {self._seconds / elapsed:.1f}x {self._lost} lost",
         )
+
+
+def _brief(number: float) -> str:
+    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:.1f}{letter}"
+    return f"{number:.0f}"
 
 
 def print_json(document: Any) -> None:
@@ -256,38 +263,6 @@ def _probe_document(source: Source, probed: Probed) -> dict[str, Any]:
         "pts_repaired": info.pts_repaired or "no",
         "content_id": probed.content_id,
     }
-
-
-def show_dataset(summary: dict[str, Any], *, as_json: bool) -> None:
-    """The result of `inspect`."""
-    if as_json:
-        print_json(summary)
-        return
-    _tree(summary, 0)
-
-
-def _tree(value: Any, depth: int, limit: int = 24) -> None:
-    indent = "  " * depth
-    if isinstance(value, dict):
-        for key, entry in value.items():
-            if isinstance(entry, (dict, list)) and entry:
-                typer.echo(f"{indent}{key}:")
-                _tree(entry, depth + 1)
-            else:
-                shown = f"{entry:.4g}" if isinstance(entry, float) else entry
-                typer.echo(f"{indent}{key}: {shown}")
-        return
-    for entry in value[:limit]:
-        if isinstance(entry, dict):
-            typer.echo(indent + "  ".join(f"{key}={_short(item)}" for key, item in entry.items()))
-        else:
-            typer.echo(f"{indent}{_short(entry)}")
-    if len(value) > limit:
-        typer.echo(f"{indent}... {len(value) - limit} more (--json)")
-
-
-def _short(value: Any) -> str:
-    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _size(size: Sequence[int] | None) -> str:

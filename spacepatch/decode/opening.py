@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from spacepatch.errors import DecodeError, ProbeError
 
@@ -20,6 +20,8 @@ FORMATS = (
 )
 """Demuxers that FFmpeg may choose from. None of them opens a second file: no concat, hls, dash,
 imf, image2, sdp."""
+
+FORBIDDEN = "not one of the allowed containers: playlists and other indirect files are refused"
 
 CODECS = frozenset(
     "h264 hevc av1 vp8 vp9 mpeg4 mpeg2video mpeg1video prores mjpeg theora gif png apng webp bmp"
@@ -61,7 +63,9 @@ def open_container(
     from av.error import ArgumentError, FFmpegError
 
     av.logging.set_level(log_level)
-    if num_bytes == 0 or (offset is None and Path(uri).stat().st_size == 0):
+    if num_bytes is None:
+        num_bytes = Path(uri).stat().st_size
+    if num_bytes == 0:
         raise ProbeError("the file is empty", reason="unreadable")
     options = {
         "format_whitelist": FORMATS,
@@ -70,15 +74,19 @@ def open_container(
         "codec_whitelist": ",".join(sorted(CODECS | DECODERS_BY_OTHER_NAMES)),
         "max_pixels": str(MAX_PIXELS),
     }
-    with _bytes_of(uri, offset, num_bytes or 0) as file:
+    with Path(uri).open("rb") as file:
+        # With the protocol in front, a colon or a dash in a name has no meaning to FFmpeg.
+        url = f"file:{uri}" if offset is None else _Member(file, offset, num_bytes)
         try:
-            container = av.open(file, options=options, metadata_errors="replace")
+            container = av.open(url, "r", options=options, metadata_errors="replace")
         except ArgumentError:
-            # What FFmpeg says of a demuxer that is not on the list.
-            raise ProbeError(
-                "not one of the allowed containers: playlists and other indirect files are refused",
-                reason="forbidden_format",
-            ) from None
+            # What FFmpeg says of a demuxer that is not on the list. From the name of a photo it
+            # concludes on a pattern of names (image2): the bytes alone say what it is.
+            try:
+                nameless = _Member(file, offset or 0, num_bytes)
+                container = av.open(nameless, "r", options=options, metadata_errors="replace")
+            except FFmpegError:
+                raise ProbeError(FORBIDDEN, reason="forbidden_format") from None
         except FFmpegError:
             raise ProbeError(_what_it_is(uri, offset), reason="unreadable") from None
         try:
@@ -89,18 +97,8 @@ def open_container(
             container.close()
 
 
-@contextmanager
-def _bytes_of(uri: str, offset: int | None, num_bytes: int) -> Iterator[Any]:
-    if offset is None:
-        # With the protocol in front, a colon or a dash in a name has no meaning to FFmpeg.
-        yield f"file:{uri}"
-        return
-    with Path(uri).open("rb") as file:
-        yield _Member(file, offset, num_bytes)
-
-
 class _Member(io.RawIOBase):
-    """A tar member as a file of its own: reads and seeks inside [offset, offset + size)."""
+    """Bytes [offset, offset + size) of a file (a tar member) as a file of its own, nameless."""
 
     def __init__(self, file: io.BufferedReader, offset: int, size: int) -> None:
         self._file, self._offset, self._size, self._position = file, offset, size, 0

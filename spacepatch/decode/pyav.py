@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +19,9 @@ if TYPE_CHECKING:
 
 SEEK_AFTER_FRAMES = 500
 """Frames before the first wanted one from which a jump to a keyframe pays."""
+TIMED_CONTAINERS = frozenset({"mov", "matroska", "flv", "asf", "mpegts"})
+"""Those that tell the time of every packet. Elsewhere (a program stream, a raw one) FFmpeg counts
+times from the start, and after a jump they can be a frame off."""
 
 
 def decode_pictures(
@@ -53,6 +57,7 @@ def decode_pictures(
     place_of = {int(key): place for place, key in enumerate(keys)}
     stop_key = int(keys[-1])
     far = int(indices[0]) >= SEEK_AFTER_FRAMES and not info.pts_repaired
+    far = far and info.container in TIMED_CONTAINERS
     with open_container(uri, offset=offset, num_bytes=num_bytes) as container:
         stream = container.streams[info.stream_index]
         assert isinstance(stream, VideoStream)
@@ -108,7 +113,8 @@ def _frames(container: InputContainer, stream: VideoStream, seek_to: int | None)
     from av.error import FFmpegError
 
     if seek_to is not None:
-        container.seek(seek_to, stream=stream, backward=True)
+        with suppress(FFmpegError):
+            container.seek(seek_to, stream=stream, backward=True)
         frames = _decode_all(container, stream)
         head = next(frames, None)
         if head is not None and head.pts is not None and head.pts <= seek_to:

@@ -77,7 +77,13 @@ def run_tasks(
     with ThreadPoolExecutor(1, thread_name_prefix="spacepatch-writer") as writer:
         try:
             while waiting or opened or writing:
-                while waiting and not jobs and len(opened) + len(writing) < TASKS_IN_MEMORY:
+                # The next arena is begun only when a worker would be idle without it.
+                while (
+                    waiting
+                    and not jobs
+                    and pool.num_running < pool.workers
+                    and len(opened) + len(writing) < TASKS_IN_MEMORY
+                ):
                     running = _Running.of(plan, waiting.popleft(), folder)
                     opened[running.task.number] = running
                     jobs.extend(running.jobs)
@@ -103,6 +109,8 @@ def run_tasks(
 class JobReport:
     """What a finished job says to the progress display."""
 
+    source: int
+    """Row of its source in the plan."""
     planned_tokens: int
     tokens: int
     seconds_of_video: float
@@ -122,6 +130,7 @@ def _report(plan: Plan, running: _Running, place: int) -> JobReport:
     info = plan.sources[clips[0].source].info
     ticks = 0 if info is None or info.still else sum(c.stop_pts - c.start_pts for c in clips)
     return JobReport(
+        source=clips[0].source,
         planned_tokens=sum(clip.num_tokens for clip in clips),
         tokens=tokens,
         seconds_of_video=float(ticks * info.time_base) if info is not None else 0.0,

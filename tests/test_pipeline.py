@@ -1,0 +1,268 @@
+"""Whole runs from Python: inputs of every kind, what travels, what is refused, what is counted."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as parquet
+import pytest
+
+from spacepatch.config import load_config
+from spacepatch.errors import LossLimitError, ResumeError
+from spacepatch.inspection import verify
+from spacepatch.pipeline import make_plan, tokenize
+from spacepatch.pipeline.forecast import forecast
+
+SMALL = {"fps": "2", "max_tokens_per_frame": 64, "pack_length": 1024, "workers": 2}
+
+
+def run(sources: list[Any], out: Path, *, overwrite: bool = False, **settings: Any) -> Any:
+    config = load_config(SMALL | settings)
+    return tokenize([str(source) for source in sources], out=out, config=config,
+                    overwrite=overwrite)  # fmt: skip
+
+
+def rows(out: Path, name: str) -> list[dict[str, Any]]:
+    return parquet.read_table(out / name).to_pylist()
+
+
+@pytest.fixture
+def clips(sample_clips: Path, tmp_path: Path) -> Path:
+    """A folder with three samples that may be changed."""
+    folder = tmp_path / "clips"
+    folder.mkdir()
+    for name in ("square_320x320.mp4", "portrait_270x480.mp4", "still_picture_400x300.png"):
+        shutil.copy(sample_clips / name, folder)
+    return folder
+
+
+def test_awkward_names_are_read_and_shown_as_they_are(sample_clips: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    names = ["-dash.mp4", "a b.mp4", "ünï çødé.mp4", "q+&?=.mp4", "c:o:l.mp4", "100%d.mp4"]
+    for name in [*names, "deep/er/x.y.z.mp4"]:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(sample_clips / "square_320x320.mp4", folder / name)
+    os.link(folder / "a b.mp4", os.fsencode(folder) + b"/\xff\xfe.mp4")
+    run([folder], tmp_path / "out")
+    written = {row["source"] for row in rows(tmp_path / "out", "segments.parquet")}
+    assert written == {*names, "deep/er/x.y.z.mp4", "\\xff\\xfe.mp4"}
+    assert verify(tmp_path / "out") == []
+
+
+def test_columns_of_a_manifest_travel_to_the_segments(clips: Path, tmp_path: Path) -> None:
+    manifest = clips / "list.csv"
+    with manifest.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["uri", "id", "start", "end", "caption"])
+        writer.writerow(["square_320x320.mp4", "a", "0.5", "1.5", "a ball, bouncing"])
+        writer.writerow(["square_320x320.mp4", "b", "1.5", "0:00:02.5", "später"])
+    run([manifest], tmp_path / "out")
+    segments = sorted(rows(tmp_path / "out", "segments.parquet"), key=lambda row: row["clip"])
+    assert [json.loads(row["extra"]) for row in segments] == [
+        {"id": "a", "caption": "a ball, bouncing"},
+        {"id": "b", "caption": "später"},
+    ]
+    assert [row["seconds"][0] for row in segments] == pytest.approx([0.5, 1.5], abs=1 / 24)
+    assert [row["valid_frames"] for row in segments] == [2, 2]
+    assert segments[0]["clip_stop_pts"] == segments[1]["clip_start_pts"]
+
+
+def test_videos_in_a_tar_give_the_tokens_of_the_same_files_outside(
+    clips: Path, tmp_path: Path
+) -> None:
+    with tarfile.open(tmp_path / "videos.tar", "w") as archive:
+        for path in sorted(clips.iterdir()):
+            archive.add(path, f"sub/{path.name}")
+            note = tarfile.TarInfo(f"sub/{path.stem}.json")
+            archive.addfile(note)
+    run([tmp_path / "videos.tar"], tmp_path / "tar")
+    run([clips], tmp_path / "files")
+
+    def checksums(out: Path) -> dict[str, int]:
+        return {
+            row["source"].rsplit("/", 1)[-1]: row["tokens_crc32c"]
+            for row in rows(out, "segments.parquet")
+        }
+
+    assert checksums(tmp_path / "tar") == checksums(tmp_path / "files")
+    assert verify(tmp_path / "tar") == []
+
+
+def test_a_still_picture_is_one_frame_at_zero_seconds(clips: Path, tmp_path: Path) -> None:
+    run([clips / "still_picture_400x300.png"], tmp_path / "out")
+    (row,) = rows(tmp_path / "out", "segments.parquet")
+    assert (row["seconds"], row["valid_frames"], row["padded_frames"]) == ([0.0], 1, 1)
+
+
+def test_every_shard_holds_one_split_and_the_splits_hold_all(
+    sample_clips: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    run([sample_clips], out, split="train=0.6,val=0.4")
+    segments = rows(out, "segments.parquet")
+    assert {row["split"] for row in segments} == {"train", "val"}
+    for tar in out.glob("*.tar"):
+        held = {row["split"] for row in rows(out, f"{tar.stem}.segments.parquet")}
+        assert held == {tar.stem.split("-")[1]}
+    assert len({row["source"] for row in segments}) == 10
+    assert verify(out) == []
+
+
+def test_a_source_added_removed_or_changed_is_refused_by_name(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run([clips], out)
+    extra = clips / "new.mp4"
+    shutil.copy(clips / "square_320x320.mp4", extra)
+    with pytest.raises(ResumeError, match=r"1 added \(new\.mp4\)"):
+        run([clips], out)
+    extra.unlink()
+    moved = tmp_path / "square.mp4"
+    shutil.move(clips / "square_320x320.mp4", moved)
+    with pytest.raises(ResumeError, match=r"1 removed \(square_320x320\.mp4\)"):
+        run([clips], out)
+    shutil.copy(clips / "portrait_270x480.mp4", clips / "square_320x320.mp4")
+    with pytest.raises(ResumeError, match=r"1 changed \(square_320x320\.mp4\)"):
+        run([clips], out)
+    shutil.copy(moved, clips / "square_320x320.mp4")
+    assert run([clips], out).lost_sources == ()
+
+
+def test_a_changed_caption_is_refused(clips: Path, tmp_path: Path) -> None:
+    manifest = clips / "list.jsonl"
+    manifest.write_text('{"uri": "square_320x320.mp4", "caption": "one"}\n')
+    run([manifest], tmp_path / "out")
+    manifest.write_text('{"uri": "square_320x320.mp4", "caption": "two"}\n')
+    with pytest.raises(ResumeError, match="columns of the manifest"):
+        run([manifest], tmp_path / "out")
+
+
+def test_a_file_that_a_list_names_and_that_is_not_there_is_a_loss(
+    clips: Path, tmp_path: Path
+) -> None:
+    (clips / "list.txt").write_text("square_320x320.mp4\ngone.mp4\n")
+    summary = run([f"@{clips / 'list.txt'}"], tmp_path / "out")
+    assert summary.lost_sources == ("gone.mp4",)
+    (loss,) = rows(tmp_path / "out", "losses.parquet")
+    assert (loss["source"], loss["stage"], loss["reason"]) == ("gone.mp4", "list", "unreadable")
+
+
+def test_too_many_losses_stop_the_run_which_then_resumes(clips: Path, tmp_path: Path) -> None:
+    (clips / "bad1.mp4").write_bytes(b"no video")
+    (clips / "bad2.mp4").write_bytes(b"no video either")
+    out = tmp_path / "out"
+    with pytest.raises(LossLimitError, match="2 sources are lost, max_losses allows 1"):
+        run([clips], out, max_losses="1")
+    assert not (out / "dataset.json").exists()
+    assert len(run([clips], out, max_losses="50%").lost_sources) == 2
+    assert verify(out) == []
+
+
+def test_a_run_that_loses_everything_writes_tables_and_no_tar(tmp_path: Path) -> None:
+    (tmp_path / "bad.mp4").write_bytes(b"no video")
+    summary = run([tmp_path / "bad.mp4"], tmp_path / "out")
+    assert summary.lost_sources == ("bad.mp4",)
+    assert not list((tmp_path / "out").glob("*.tar"))
+    assert rows(tmp_path / "out", "segments.parquet") == []
+    assert verify(tmp_path / "out") == []
+
+
+def test_no_absolute_path_and_no_host_is_in_what_is_written(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run([clips], out)
+    for path in out.iterdir():
+        if path.suffix == ".parquet":
+            content = json.dumps(rows(out, path.name), default=str).encode()
+        elif path.is_file():
+            content = path.read_bytes()
+        else:
+            continue
+        assert str(tmp_path).encode() not in content, path.name
+        assert os.uname().nodename.encode() not in content, path.name
+
+
+def test_each_packer_conserves_the_segments(sample_clips: Path, tmp_path: Path) -> None:
+    ids = {}
+    for packer in ("next-fit", "first-fit", "first-fit-decreasing", "best-fit-decreasing"):
+        out = tmp_path / packer
+        run([sample_clips], out, packer=packer, max_segments=3)
+        segments = rows(out, "segments.parquet")
+        ids[packer] = sorted(row["segment_id"] for row in segments)
+        places = [(row["shard"], row["pack"]) for row in segments]
+        assert max(places.count(place) for place in set(places)) <= 3
+        assert verify(out) == []
+    assert len({tuple(found) for found in ids.values()}) == 1
+
+
+def test_cut_to_fit_fills_packs_and_drops_nothing(sample_clips: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "equal"
+    folder.mkdir()
+    for number in range(60):
+        (folder / f"{number}.mp4").symlink_to(sample_clips / "square_320x320.mp4")
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    # 4 rows of 64 tokens: 3 clips fit a pack of 896 whole, 3.5 when they are cut.
+    run([folder], whole, pack_length=896)
+    run([folder], cut, pack_length=896, cut_to_fit=True)
+    assert verify(cut) == []
+
+    def frames(out: Path) -> dict[str, list[int]]:
+        held: dict[str, list[int]] = {}
+        for row in sorted(rows(out, "segments.parquet"), key=lambda row: row["clip_start_pts"]):
+            held.setdefault(row["source"], []).extend(row["frame_indices"])
+        return held
+
+    assert frames(cut) == frames(whole)
+    packs = {out: json.loads((out / "dataset.json").read_text())["totals"] for out in (whole, cut)}
+    assert packs[whole]["packs"] == 20
+    assert packs[cut]["packs"] == packs[cut]["lower_bound"] == 18
+
+
+def test_plan_tells_duplicates_better_lengths_and_every_packer(clips: Path, tmp_path: Path) -> None:
+    shutil.copy(clips / "square_320x320.mp4", clips / "twin.mp4")
+    figures = forecast(make_plan([str(clips)], config=load_config(SMALL | {"pack_length": 450})))
+    assert figures["duplicates"] == [["square_320x320.mp4", "twin.mp4"]]
+    assert set(figures["packers"]) >= {"next-fit", "best-fit-decreasing", "cut-to-fit"}
+    assert figures["totals"]["fill"] < 0.95
+    assert any("below 95%" in warning for warning in figures["warnings"])
+    assert 1 <= len(figures["better_pack_lengths"]) <= 3
+    best = figures["better_pack_lengths"][0]
+    again = make_plan(
+        [str(clips)], config=load_config(SMALL | {"pack_length": best["pack_length"]})
+    )
+    assert forecast(again)["totals"]["fill"] == pytest.approx(best["fill"])
+
+
+def test_a_written_plan_is_the_one_that_tokenize_follows(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    plan = make_plan([str(clips)], config=load_config(SMALL), out=out)
+    before = (out / "plan.parquet").read_bytes(), (out / "plan.json").read_bytes()
+    run([clips], out)
+    assert before == ((out / "plan.parquet").read_bytes(), (out / "plan.json").read_bytes())
+    totals = json.loads((out / "dataset.json").read_text())["totals"]
+    assert totals["tokens"] == totals["planned_tokens"] == plan.num_tokens
+
+
+def test_the_seed_changes_the_order_and_not_the_tokens(sample_clips: Path, tmp_path: Path) -> None:
+    crcs, orders = [], []
+    for seed in (0, 1):
+        out = tmp_path / str(seed)
+        run([sample_clips], out, seed=seed)
+        segments = rows(out, "segments.parquet")
+        crcs.append(sorted((row["source"], row["tokens_crc32c"]) for row in segments))
+        orders.append([row["source"] for row in segments])
+    assert crcs[0] == crcs[1]
+    assert orders[0] != orders[1]
+
+
+def test_a_shard_keeps_to_its_size(sample_clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run([sample_clips], out, shard_size="1MB", pack_length=256)
+    sizes = [tar.stat().st_size for tar in out.glob("*.tar")]
+    assert len(sizes) >= 3
+    # The limit is for the packs' tokens with their index; headers and json come on top.
+    assert max(sizes) <= 1e6 * 1.1
