@@ -33,7 +33,12 @@ def probe_source(source: Source) -> Probed:
     identity = ""
     try:
         identity = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
-        info = probe_video(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
+        info = probe_video(
+            source.uri,
+            offset=source.member_offset,
+            num_bytes=source.num_bytes,
+            on_packet=beat,
+        )
     except SourceError as error:
         return Probed(identity, None, error.reason, str(error))
     except OSError as error:

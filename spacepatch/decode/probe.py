@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
+from collections.abc import Callable
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
@@ -36,11 +37,18 @@ _TRANSFERS = {1: "bt709", 4: "gamma22", 5: "gamma28", 6: "smpte170m", 7: "smpte2
 _HDR = {"smpte2084": "pq", "arib-std-b67": "hlg"}
 
 
-def probe_video(uri: str, *, offset: int | None = None, num_bytes: int | None = None) -> VideoInfo:
+def probe_video(
+    uri: str,
+    *,
+    offset: int | None = None,
+    num_bytes: int | None = None,
+    on_packet: Callable[[], None] = lambda: None,
+) -> VideoInfo:
     """Read headers and scan packets; no picture is decoded but a photo with EXIF.
 
     Args:
         offset, num_bytes: where the video lies in `uri`, when that is a tar.
+        on_packet: called for every packet scanned: a sign of life on long videos.
 
     Raises:
         ProbeError: typed, with one of the closed list of reasons.
@@ -78,7 +86,9 @@ def probe_video(uri: str, *, offset: int | None = None, num_bytes: int | None = 
             "interlaced": _FIELD_ORDERS.get(int(context.field_order), "unknown"),
             **_colour(stream),
         }
-        frame_pts, stop, num_packets, repaired = _scan_packets(container, stream, fallback_step)
+        frame_pts, stop, num_packets, repaired = _scan_packets(
+            container, stream, fallback_step, on_packet
+        )
     still = info["container"] in IMAGE_FORMATS and len(frame_pts) == 1
     if still:
         rotation = _rotation_in_exif(uri, offset, num_bytes)
@@ -238,7 +248,10 @@ def _colour(stream: VideoStream) -> dict[str, Any]:
 
 
 def _scan_packets(
-    container: InputContainer, stream: VideoStream, fallback_step: int
+    container: InputContainer,
+    stream: VideoStream,
+    fallback_step: int,
+    on_packet: Callable[[], None],
 ) -> tuple[np.ndarray, int, int, str]:
     """Times of the presentable frames, the end of the last one, packets, and what was repaired."""
     from av.error import FFmpegError
@@ -255,6 +268,7 @@ def _scan_packets(
             packet = next(packets)
         except (StopIteration, FFmpegError):
             break
+        on_packet()
         if packet.size == 0:
             continue
         count += 1
