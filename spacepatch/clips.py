@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 from typing import Any
 
@@ -81,6 +82,7 @@ def choose_clips(
     """
     clips: list[ClipSpec] = []
     losses: list[ClipLoss] = []
+    views: Counter[tuple[int, int]] = Counter()
     grid_h, grid_w = size[0] // patch_size[0], size[1] // patch_size[1]
     rows_per_pack = pack_length // (grid_h * grid_w)
 
@@ -137,19 +139,12 @@ def choose_clips(
                 message = f"{last - first} frames fill no tubelet of {tubelet_size}"
                 losses.append(ClipLoss("tail_dropped", last - first, message))
                 continue
-            clips.append(
-                _clip(
-                    info,
-                    window,
-                    first,
-                    last,
-                    source,
-                    len(clips),
-                    size,
-                    (grid_t, grid_h, grid_w),
-                    tubelet_size,
-                )
-            )
+            grid = grid_t, grid_h, grid_w
+            clip = _clip(info, window, first, last, source, len(clips), size, grid, tubelet_size)
+            # Ranges that overlap can come to one interval: views of it, so that ids stay unique.
+            interval = clip.start_pts, clip.stop_pts
+            clips.append(replace(clip, view=views[interval]))
+            views[interval] += 1
     return clips, losses
 
 

@@ -81,7 +81,9 @@ def videos(draw) -> VideoInfo:
     pts = [draw(st.integers(-3000, 10**6))]
     for step in steps:
         pts.append(pts[-1] + step)
-    return info(pts[:-1], pts[-1], time_base=draw(st.sampled_from([MILLISECOND, NTSC])))
+    # At least as many ticks as samples: no cut falls between two samples of one tick.
+    stop = max(pts[-1], pts[0] + 20)
+    return info(pts[:-1], stop, time_base=draw(st.sampled_from([MILLISECOND, NTSC])))
 
 
 SAMPLERS = st.sampled_from(
@@ -206,6 +208,15 @@ def test_one_row_over_the_pack_is_a_loss_of_all_frames() -> None:
     (loss,) = losses
     assert (loss.reason, loss.num_frames) == ("over_pack_length", 16)
     assert "one row of 2 x 3 tokens exceeds pack_length 5" in loss.message
+
+
+def test_samples_closer_than_ticks_are_not_cut_apart() -> None:
+    # Six samples at ticks 0 0 1 1 2 2: two rows of one in a pack, and no cut inside a tick.
+    given = {"sampler": "num-frames", "sampler_value": Fraction(6), "tubelet_size": 1}
+    cut = clips_of(info([0], 3), pack_length=3 * CELLS, **given)
+    assert [(len(clip.frame_indices), clip.start_pts) for clip in cut] == [(2, 0), (2, 1), (2, 2)]
+    cut, losses = chosen(info([0], 3), pack_length=CELLS, **given)
+    assert (cut, [(x.reason, x.num_frames) for x in losses]) == ([], [("over_pack_length", 6)])
 
 
 def test_a_pack_of_one_row_makes_a_clip_of_every_row() -> None:
@@ -378,6 +389,21 @@ def test_a_range_after_the_end_is_too_short_and_the_others_stay() -> None:
     clips, losses = chosen(regular(2), ranges=ranges)
     assert [(loss.reason, loss.num_frames) for loss in losses] == [("too_short", 0)]
     assert [clip.stop_pts for clip in clips] == [1000]
+
+
+def test_clips_of_one_interval_are_views_of_it_each_with_its_own_columns() -> None:
+    ends = [Fraction(99), None, Fraction(2)]  # all three are the end of the video
+    ranges = tuple(ClipRange(None, end, {"n": n}) for n, end in enumerate(ends))
+    clips = clips_of(regular(2), ranges=ranges, pack_length=5 * CELLS)
+    assert [(clip.start_pts, clip.view, clip.extra["n"]) for clip in clips] == [
+        (0, 0, 0),
+        (1250, 0, 0),
+        (0, 1, 1),
+        (1250, 1, 1),
+        (0, 2, 2),
+        (1250, 2, 2),
+    ]
+    assert len({(clip.start_pts, clip.stop_pts, clip.view) for clip in clips}) == len(clips)
 
 
 def test_every_piece_of_a_cut_range_keeps_its_columns() -> None:

@@ -343,12 +343,20 @@ NAMES = [
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_name_is_only_a_name(tmp_path: Path, sample_clips: Path, name: str) -> None:
+@pytest.mark.parametrize("folder", ["", "{}/"])
+def test_a_name_is_only_a_name(
+    tmp_path: Path,
+    sample_clips: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    folder: str,
+) -> None:
+    monkeypatch.chdir(tmp_path)
     shutil.copy(sample_clips / "portrait_270x480.mp4", tmp_path / name)
     shutil.copy(sample_clips / "square_320x320.mp4", tmp_path / "victim.mp4")
-    info = probe_video(str(tmp_path / name))
+    info = probe_video(folder.format(tmp_path) + name)
     assert (info.display_size, len(info.frame_pts)) == ((480, 270), 75)
-    assert len(pictures(tmp_path / name, info, [0, 5])) == 2
+    assert len(pictures(folder.format(tmp_path) + name, info, [0, 5])) == 2
 
 
 # --- files that claim too much ---------------------------------------------------------------
@@ -374,18 +382,21 @@ def claim_in_jpegs(content: bytes, side: int) -> bytes:
     return bytes(changed)
 
 
-@pytest.mark.parametrize("kind", ["png", "jpg", "avi"])
+# 15,000 squared is below FFmpeg's own limit and above ours; a JPEG is held against its bytes first.
+@pytest.mark.parametrize(
+    ("kind", "side"), [("png", 30_000), ("png", 15_000), ("jpg", 30_000), ("avi", 30_000)]
+)
 def test_a_tiny_file_that_claims_huge_pictures_is_too_large_and_takes_no_memory(
-    tmp_path: Path, ffmpeg: str, kind: str
+    tmp_path: Path, ffmpeg: str, kind: str, side: int
 ) -> None:
     path = tmp_path / f"a.{kind}"
     if kind == "png":
-        path.write_bytes(png_of(30_000, 30_000))
+        path.write_bytes(png_of(side, side))
     else:
         source = ["-f", "lavfi", "-i", "testsrc2=s=64x48:d=0.2"]
         one = ["-frames:v", "1"] if kind == "jpg" else []
         run(ffmpeg, "-v", "error", *source, *one, "-c:v", "mjpeg", path)
-        path.write_bytes(claim_in_jpegs(path.read_bytes(), 30_000))
+        path.write_bytes(claim_in_jpegs(path.read_bytes(), side))
     program = (
         "import resource, sys, av\nfrom spacepatch.decode import probe_video\n"
         "from spacepatch.errors import SourceError\n"
@@ -556,6 +567,22 @@ def test_frames_outside_the_edit_list_are_no_frames(numbered: Path, tmp_path: Pa
         assert info.frame_pts.tolist() == [frame.pts for frame in container.decode(video=0)]
     numbers = [number_in(picture) for picture in pictures(path, info)]
     assert numbers == list(range(85, 85 + len(numbers)))
+
+
+@pytest.mark.parametrize(
+    ("name", "cut"),
+    [("open_gop.ts", "cut.ts"), ("open_gop.mkv", "cut.mkv"), ("hevc.mp4", "cut.ts")],
+)
+def test_pictures_that_refer_to_what_was_cut_off_before_them_are_no_frames(
+    numbered: Path, tmp_path: Path, name: str, cut: str
+) -> None:
+    # After the keyframe that the cut begins with come pictures to show before it.
+    path = tmp_path / cut
+    run("ffmpeg", "-v", "error", "-ss", "5.1", "-i", numbered / name, "-c", "copy", path)
+    info = probe_video(str(path))
+    assert info.frame_pts.tolist() == ffprobe_times(str(path), 0)
+    numbers = [number_in(picture) for picture in pictures(path, info)]
+    assert numbers == list(range(560 - len(info.frame_pts), 560))
 
 
 @pytest.mark.parametrize(

@@ -29,6 +29,9 @@ from spacepatch.sources import Listing, list_sources, parse_share, select_source
 from spacepatch.storage import PRIVATE, lock, remove, remove_private, sweep_temporary
 from spacepatch.workers import WorkerPool, available_cores
 
+MOST_WORKERS_PER_CORE = 8
+"""Slow storage may want more workers than cores; this many are a mistake."""
+
 
 @dataclass(frozen=True, slots=True)
 class Watch:
@@ -66,8 +69,19 @@ def list_inputs(arguments: Sequence[str], config: RunConfig, *, root: Path | Non
 
 
 def make_pool(config: RunConfig) -> WorkerPool:
-    """The killable workers of this run."""
-    return WorkerPool(workers=config.workers or available_cores(), timeout=config.timeout)
+    """The killable workers of this run.
+
+    Raises:
+        ConfigError: so many that the machine would only swap.
+    """
+    cores = available_cores()
+    workers = config.workers or cores
+    if workers > MOST_WORKERS_PER_CORE * cores:
+        raise ConfigError(
+            f"workers: {workers} are too many for {cores} cores; a worker keeps a core busy, "
+            f"so give up to {MOST_WORKERS_PER_CORE * cores}, or leave it out"
+        )
+    return WorkerPool(workers=workers, timeout=config.timeout)
 
 
 def tokenize(
