@@ -287,7 +287,7 @@ def test_a_file_that_points_at_another_is_refused_and_the_other_never_opened(
         "except SourceError as error:\n    print(error.reason)\n"
     )
     command = [sys.executable, "-c", program, str(target)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=20, cwd=tmp_path)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=tmp_path)
     assert done.stdout.strip() in ("forbidden_format", "unreadable"), done.stderr
     with pytest.raises(OSError, match="No such device or address"):
         os.open(bait, os.O_WRONLY | os.O_NONBLOCK)  # ENXIO: nobody has it open
@@ -637,7 +637,7 @@ def test_damaged_frames_are_missing_or_flagged_and_the_others_come() -> None:
     ]
 
 
-def test_a_video_that_is_cut_off_gives_the_frames_that_it_has() -> None:
+def test_a_video_that_is_cut_off_gives_the_frames_that_it_has(ffmpeg: str) -> None:
     name = "derived__truncated_faststart_half.mp4"
     info = probe_video(in_corpus(name))
     found = pictures(in_corpus(name), info)

@@ -352,12 +352,12 @@ def test_a_flagged_frame_that_no_sample_takes_costs_nothing(damaged: Path) -> No
 
 @pytest.mark.parametrize("tubelet", [1, 2, 4])
 def test_a_video_that_is_cut_off_loses_the_rest_and_nothing_else(
-    sample_clips: Path, tmp_path: Path, tubelet: int
+    sample_clips: Path, tmp_path: Path, ffmpeg: str, tubelet: int
 ) -> None:
     # The index is at the front: the plan knows all frames, half of their packets are gone.
     path = tmp_path / "a.mp4"
     source = sample_clips / "landscape_640x360.mp4"
-    command = ["ffmpeg", "-v", "error", "-i", source, "-c", "copy", "-movflags", "+faststart", path]
+    command = [ffmpeg, "-v", "error", "-i", source, "-c", "copy", "-movflags", "+faststart", path]
     subprocess.run(command, check=True)
     whole, info = plan(path, sampler="every-frame", tubelet=tubelet)
     os.truncate(path, path.stat().st_size // 2)
