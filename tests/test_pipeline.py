@@ -266,3 +266,16 @@ def test_a_shard_keeps_to_its_size(sample_clips: Path, tmp_path: Path) -> None:
     assert len(sizes) >= 3
     # The limit is for the packs' tokens with their index; headers and json come on top.
     assert max(sizes) <= 1e6 * 1.1
+
+
+def test_overlapping_clips_cut_to_fit_keep_ids_of_their_own(clips: Path, tmp_path: Path) -> None:
+    manifest = clips / "list.csv"
+    lines = [f"square_320x320.mp4,0,{end}" for end in ("1", "1.5", "2", "2.5", "3")]
+    manifest.write_text("\n".join(["uri,start,end", *lines]))
+    out = tmp_path / "out"
+    run([manifest], out, fps="8", patch="1x16x16", pack_length=300, cut_to_fit=True)
+    ids = [row["segment_id"] for row in rows(out, "segments.parquet")]
+    assert len(ids) > len(lines)
+    assert len(set(ids)) == len(ids)
+    assert len({row["view"] for row in rows(out, "segments.parquet")}) == len(lines)
+    assert verify(out) == []

@@ -156,11 +156,28 @@ def _choose(
         )
     except ConfigError as error:
         raise ConfigError(f"{source.name}: {error}") from None
+    if config.cut_to_fit:
+        clips = _tell_apart(clips)
     losses = [
         replace(_source_loss(source, "list", loss.reason, loss.message), num_frames=loss.num_frames)
         for loss in ruled_out
     ]
     return clips, losses
+
+
+def _tell_apart(clips: list[ClipSpec]) -> list[ClipSpec]:
+    """Give clips that overlap views of their own: pieces that a cut makes of two of them could
+    cover the same interval, and would have the same segment id."""
+    apart: list[ClipSpec] = []
+    for clip in clips:
+        taken = {
+            other.view
+            for other in apart
+            if other.start_pts < clip.stop_pts and clip.start_pts < other.stop_pts
+        }
+        view = next(n for n in range(len(taken) + 1) if n not in taken)
+        apart.append(replace(clip, view=view))
+    return apart
 
 
 def layout_of(config: RunConfig, clips: Sequence[ClipSpec]) -> Layout:
