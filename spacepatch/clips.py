@@ -13,9 +13,12 @@ from typing import Any
 import numpy as np
 
 from spacepatch.data import ClipRange, ClipSpec, VideoInfo
-from spacepatch.errors import ConfigError
+from spacepatch.errors import ConfigError, SourceError
 from spacepatch.sampling import SAMPLERS, Samples
 from spacepatch.tubelets import grid_shape
+
+MOST_WINDOWS = 1_000_000
+"""Of one span; more is a slip in clip_seconds or clip_stride."""
 
 LONG_POLICIES = ("split", "skip", "error")
 
@@ -229,10 +232,15 @@ def _windows(
             continue
         length = clip_seconds / info.time_base
         stride = (clip_stride or clip_seconds) / info.time_base
+        if (stop - start) / stride > MOST_WINDOWS:
+            raise SourceError(f"more than {MOST_WINDOWS} windows", reason="too_large")
         previous = None
         for number in itertools.count():
             begin = start + number * stride
             if begin >= stop:
+                if previous is None:
+                    nothing = Samples(np.empty(0, np.int64), np.empty(0, np.int64), None)
+                    yield _Window(nothing, 0, 0, stop, Fraction(0), asked.extra)
                 break
             end = min(begin + length, Fraction(stop))
             seconds = (end - begin) * info.time_base

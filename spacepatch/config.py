@@ -23,6 +23,7 @@ EXCLUSIVE = (
 )
 """Settings of which one at most can be given; a higher layer's choice displaces a lower one's."""
 
+SHARD_NAME = r"[0-9A-Za-z_-]{1,32}"
 MAX_NAME = 32
 """Characters in a shard name: with split and numbers, keys stay within 80."""
 
@@ -46,7 +47,11 @@ class RunConfig(BaseModel):
     )
     every_frame: bool = _setting(False, "token", "Take every frame instead of sampling by time.")
     num_frames: int | None = _setting(
-        None, "token", "Sample this many frames at equal distances from each clip.", ge=1
+        None,
+        "token",
+        "Sample this many frames at equal distances from each clip.",
+        ge=1,
+        le=1_000_000,
     )
     clip_seconds: str | None = _setting(
         None, "token", "Cut each video into windows of this length; default: the whole video."
@@ -90,7 +95,11 @@ class RunConfig(BaseModel):
     )
 
     pack_length: int = _setting(
-        8192, "layout", "Tokens in a pack. Longer packs fill better and cost more attention.", ge=1
+        8192,
+        "layout",
+        "Tokens in a pack. Longer packs fill better and cost more attention.",
+        ge=1,
+        le=2**24,
     )
     long: str = _setting(
         "split", "layout", "Clips longer than a pack: split by time, skip (counted) or error."
@@ -174,7 +183,7 @@ class RunConfig(BaseModel):
     @field_validator("name")
     @classmethod
     def _shard_name(cls, value: str | None) -> str | None:
-        if value is not None and not re.fullmatch(rf"[0-9A-Za-z_-]{{1,{MAX_NAME}}}", value):
+        if value is not None and not re.fullmatch(SHARD_NAME, value):
             raise ValueError(f"must be 1 to {MAX_NAME} of 0-9 A-Z a-z _ -")
         return value
 

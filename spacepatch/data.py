@@ -204,5 +204,3 @@ class TaskReport:
     num_tokens: int
     num_segments: int
     losses: tuple[Loss, ...]
-    lost_sources: tuple[str, ...]
-    """Ids of sources of whose clips in this task nothing could be had."""

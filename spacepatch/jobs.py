@@ -30,6 +30,14 @@ class Probed:
 
 def probe_source(source: Source) -> Probed:
     """Headers, packets and content id of one source; a bad one is data, not an exception."""
+    try:
+        return _probe(source)
+    except Exception as error:
+        error.add_note(f"source: {source.name}")
+        raise
+
+
+def _probe(source: Source) -> Probed:
     identity = ""
     try:
         identity = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
@@ -115,7 +123,11 @@ def run_job(job: Job) -> JobResult:
             ClipWriter(clip, arena[offset - first : offset - first + clip.num_tokens], settings)
             for offset, clip in zip(job.offsets, job.clips, strict=True)
         ]
-        observed = _fill(job, writers)
+        try:
+            observed = _fill(job, writers)
+        except Exception as error:
+            error.add_note(f"source: {job.source.name}")
+            raise
         results = tuple(writer.finish() for writer in writers)
         del arena, writers
     finally:
@@ -142,6 +154,8 @@ def tokens_of(job: Job) -> Iterator[tuple[np.ndarray, ClipTokens]]:
 
 def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
     """Hand every wanted picture to the clips that want it. A failure ends the pictures."""
+    from av.error import FFmpegError
+
     observed: dict[str, Any] = {}
     source = job.source
     try:
@@ -176,6 +190,9 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
     except SourceError as error:
         for writer in writers:
             writer.stop(error.reason, str(error))
+    except FFmpegError as error:
+        for writer in writers:
+            writer.stop("unreadable", f"FFmpeg: {type(error).__name__}")
     except OSError as error:
         for writer in writers:
             writer.stop("io", f"cannot be read: {error.strerror}")

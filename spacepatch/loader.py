@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import accumulate
@@ -65,6 +66,9 @@ class PackDataset(Dataset[dict[str, Any]]):
             if split not in known:
                 raise ValueError(f"split {split!r}: {self.folder} has {known}")
             shards = [shard for shard in shards if shard["split"] == split]
+        for shard in shards:
+            if not re.fullmatch(r"[0-9A-Za-z_-]{1,80}", str(shard["name"])):
+                raise ShardError(f"{self.folder / DATASET}: {shard['name']!r} is no shard's name")
         self._shards: list[tuple[str, int]] = [(shard["name"], shard["packs"]) for shard in shards]
         self._starts = [0, *accumulate(packs for _, packs in self._shards)]
         self._readers: dict[int, ShardReader] = {}

@@ -8,6 +8,11 @@ from fractions import Fraction
 
 import numpy as np
 
+from spacepatch.errors import SourceError
+
+MOST_SAMPLES = 20_000_000
+"""Of one span: 7 days at 30 a second. More is a slip (fps 30000 for 30000/1001), or a bomb."""
+
 
 @dataclass(frozen=True, slots=True)
 class Samples:
@@ -56,6 +61,11 @@ def sample_every_frame(
 def _sample_every(
     frame_pts: np.ndarray, start: int, stop: int, step: Fraction, fps: Fraction
 ) -> Samples:
+    if (stop - start) / step > MOST_SAMPLES:
+        raise SourceError(
+            f"{float(fps):g} samples a second are more than {MOST_SAMPLES} of this source",
+            reason="too_large",
+        )
     count = -(-(stop - start) * step.denominator // step.numerator)
     # k * numerator stays below 2**63 for any stream of less than 2**63 ticks; Python integers for
     # the absurd ones.

@@ -13,7 +13,7 @@ import re
 import stat
 import tarfile
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from fractions import Fraction
@@ -150,11 +150,13 @@ def select_sources(
     return sources
 
 
-def parse_share(key: str, text: str, total: int) -> int:
-    """`7` or `1%` of `total`, rounded up; a ConfigError where it is neither."""
+def parse_share(
+    key: str, text: str, total: int, rounding: Callable[[Fraction], int] = math.ceil
+) -> int:
+    """`7`, or `1%` of `total` (rounded up by default); a ConfigError where it is neither."""
     try:
         share = Fraction(text[:-1]) / 100 if text.endswith("%") else None
-        count = int(text) if share is None else math.ceil(share * total)
+        count = int(text) if share is None else rounding(share * total)
         if count < 0 or not 0 <= (share or 0) <= 1:
             raise ValueError(text)
     except (ValueError, ZeroDivisionError):

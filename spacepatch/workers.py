@@ -26,6 +26,13 @@ IN_FLIGHT_PER_WORKER = 3
 """Jobs handed to the pool a worker: one running, and the next ones at hand."""
 
 
+POLL_SECONDS = 0.1
+LEAST_PATIENCE_SECONDS = 60.0
+"""How long a free worker may leave a job lying before the pool is taken for broken."""
+MOST_REVIVALS = 3
+"""Pools that may break in one run before it is the machine's fault."""
+
+
 @dataclass(frozen=True, slots=True)
 class Fault:
     """How a job ended that gave no result; a reason of the closed list of losses."""
@@ -41,7 +48,10 @@ class _Running:
     argument: Any
     slot: int
     attempts: int
+    pool: int = 0
+    """Which of the pools it was given to."""
     future: Any = None
+    queued: float = 0.0
     beat: int = 0
     since: float = 0.0
     timed_out: bool = False
@@ -55,23 +65,47 @@ class WorkerPool:
     """
 
     def __init__(self, *, workers: int, timeout: float) -> None:
-        from pebble import ProcessPool
-
-        context = get_context("spawn")
+        self._context = get_context("spawn")
         self.capacity = workers * IN_FLIGHT_PER_WORKER
         self.workers = workers
         self._timeout = timeout
-        self._beats = context.RawArray("Q", self.capacity)
+        self._beats = self._context.RawArray("Q", self.capacity)
         self._slots = list(range(self.capacity))
         self._running: dict[int, _Running] = {}
-        self._finished: queue.SimpleQueue[_Running] = queue.SimpleQueue()
-        self._pool = ProcessPool(
-            max_workers=workers,
+        self._finished: queue.SimpleQueue[tuple[_Running, Any] | None] = queue.SimpleQueue()
+        self._looked = time.monotonic()
+        self._pools = 0
+        self._pool = self._make_pool()
+
+    def _make_pool(self) -> Any:
+        from pebble import ProcessPool
+
+        return ProcessPool(
+            max_workers=self.workers,
             max_tasks=MAX_JOBS_PER_WORKER,
             initializer=_start_worker,
             initargs=(self._beats, os.getpid()),
-            context=context,
+            context=self._context,
         )
+
+    def _revive(self, broken: int) -> None:
+        """Replace pool number `broken`, and start its jobs again in the new one."""
+        if broken != self._pools:
+            return
+        if self._pools == MOST_REVIVALS:
+            raise WorkerError(
+                "worker processes die as they start: from Python, call spacepatch in a file, under "
+                "if __name__ == '__main__'; else see whether memory or processes are limited here"
+            )
+        self._pools += 1
+        old, self._pool = self._pool, self._make_pool()
+        jobs = [job for job in self._running.values() if not job.timed_out]
+        for job in jobs:
+            job.future = None  # whatever the old pool still says of it
+        old.stop()
+        old.join()
+        for job in jobs:
+            self._start(job)
 
     def __enter__(self) -> WorkerPool:
         return self
@@ -82,7 +116,7 @@ class WorkerPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self._pool.stop()  # type: ignore[no-untyped-call]
+        self._pool.stop()
         self._pool.join()
 
     @property
@@ -98,23 +132,32 @@ class WorkerPool:
         """Start a job; `key` comes back with its result."""
         self._start(_Running(key, function, argument, self._slots.pop(), attempts=1))
 
-    def next_finished(self) -> tuple[Any, Any]:
-        """Wait for any job: its key, and its result or `Fault`.
+    def wake(self) -> None:
+        """Let `next_finished` return now; may be called from any thread."""
+        self._finished.put(None)
+
+    def next_finished(self) -> tuple[Any, Any] | None:
+        """Wait for any job: its key, and its result or `Fault`; None where it was woken.
 
         Raises:
+            WorkerError: workers die as they start.
             Exception: what the function raised; our own bugs are not hidden as losses.
         """
         while True:
+            self._stop_stalled()
             try:
-                job = self._finished.get(timeout=0.1)
+                finished = self._finished.get(timeout=POLL_SECONDS)
             except queue.Empty:
-                self._stop_stalled()
                 continue
-            outcome = self._outcome(job)
+            if finished is None:
+                return None
+            job, future = finished
+            outcome = self._outcome(job) if future is job.future else None
             if outcome is None:
                 continue
             del self._running[job.slot]
-            self._slots.append(job.slot)
+            # The slot used longest ago comes next: a killed worker may still beat in its own.
+            self._slots.insert(0, job.slot)
             return job.key, outcome[0]
 
     def map(
@@ -132,25 +175,62 @@ class WorkerPool:
                     self.submit(key, function, argument)
             if not self._running:
                 return
-            yield self.next_finished()
+            finished = self.next_finished()
+            if finished is not None:
+                yield finished
 
     def _start(self, job: _Running) -> None:
         self._beats[job.slot] = 0
         job.beat, job.since = 0, time.monotonic()
+        job.queued = job.since
         self._running[job.slot] = job
-        job.future = self._pool.schedule(_run, args=(job.slot, job.function, job.argument))
-        job.future.add_done_callback(lambda _: self._finished.put(job))
+        while True:
+            job.pool = self._pools
+            # Workers inherit the mask: before they can ignore Ctrl-C, it must not reach them.
+            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+            try:
+                future = self._pool.schedule(_run, args=(job.slot, job.function, job.argument))
+            except RuntimeError:
+                self._revive(job.pool)  # a worker died while it had nothing to do
+                if job.future is not None:
+                    return
+            else:
+                break
+            finally:
+                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        job.future = future
+        future.add_done_callback(lambda done: self._finished.put((job, done)))
 
     def _stop_stalled(self) -> None:
         now = time.monotonic()
+        asleep = now - self._looked
+        if asleep < POLL_SECONDS:
+            return
+        self._looked = now
+        started = 0
         for job in self._running.values():
+            if asleep > 10 * POLL_SECONDS:
+                # We were stopped (Ctrl-Z) or busy: nobody can say what the workers did meanwhile.
+                job.since += asleep
+                job.queued += asleep
             beat = self._beats[job.slot]
+            started += beat > 0
             # 0: still waiting for a worker, which is no fault of the job.
             if beat != job.beat or beat == 0:
                 job.beat, job.since = beat, now
             elif now - job.since > self._timeout and not job.timed_out:
                 job.timed_out = True
                 job.future.cancel()
+        if self._running and not self._pool.active:
+            self._revive(self._pools)
+            return
+        patience = max(self._timeout, LEAST_PATIENCE_SECONDS)
+        if started < self.workers and any(
+            self._beats[job.slot] == 0 and now - job.queued > patience
+            for job in self._running.values()
+        ):
+            # A job that no worker took though one is free: it was lost with its worker.
+            self._revive(self._pools)
 
     def _outcome(self, job: _Running) -> tuple[Any] | None:
         """The result or `Fault` in a tuple; None where the job was started once more."""
@@ -158,14 +238,12 @@ class WorkerPool:
 
         try:
             return (job.future.result(),)
-        except CancelledError:
-            message = f"no new frame for {self._timeout:g} s; raise --timeout if it is just slow"
-            return (Fault("timeout", message),)
-        except BrokenExecutor:
-            raise WorkerError(
-                "worker processes do not start: from Python, call spacepatch in a file, under "
-                "if __name__ == '__main__'"
-            ) from None
+        except (CancelledError, BrokenExecutor):
+            if job.timed_out:
+                message = f"no new frame for {self._timeout:g} s; raise --timeout if it is slow"
+                return (Fault("timeout", message),)
+            self._revive(job.pool)
+            return None
         except MemoryError:
             return (Fault("out_of_memory", "the worker ran out of memory"),)
         except ProcessExpired as expired:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import csv
 import json
+import math
 import os
 import shutil
+import subprocess
+import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pyarrow.parquet as parquet
 import pytest
 
@@ -18,6 +23,7 @@ from spacepatch.errors import LossLimitError, ResumeError
 from spacepatch.inspection import verify
 from spacepatch.pipeline import make_plan, tokenize
 from spacepatch.pipeline.forecast import forecast
+from spacepatch.workers import WorkerPool
 
 SMALL = {"fps": "2", "max_tokens_per_frame": 64, "pack_length": 1024, "workers": 2}
 
@@ -279,3 +285,131 @@ def test_overlapping_clips_cut_to_fit_keep_ids_of_their_own(clips: Path, tmp_pat
     assert len(set(ids)) == len(ids)
     assert len({row["view"] for row in rows(out, "segments.parquet")}) == len(lines)
     assert verify(out) == []
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("dataset.json", '{"mine": 1}'),
+        ("plan.json", '{"terraform": true}'),
+        ("plan.json", '{"format_version": 1, "plan_id": "x", "name": "../victim"}'),
+        ("plan.parquet", "mine"),
+        ("segments.parquet", "mine"),
+    ],
+)
+def test_files_of_somebody_else_are_never_touched(
+    clips: Path, tmp_path: Path, name: str, content: str, overwrite: bool
+) -> None:
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text(content)
+    with pytest.raises(ResumeError, match=name):
+        run([clips], out, overwrite=overwrite)
+    assert {path.name: path.read_text() for path in out.iterdir()} == {name: content}
+
+
+def test_overwrite_leaves_files_that_only_look_like_shards(clips: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    run([clips], out, name="train")
+    (out / "train-notes.txt").write_text("mine")
+    run([clips], out, name="other", overwrite=True)
+    assert (out / "train-notes.txt").read_text() == "mine"
+    assert not list(out.glob("train-*.tar"))
+
+
+def test_max_losses_holds_over_several_starts(clips: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        shutil.copy(clips / "square_320x320.mp4", clips / f"{number}.mp4")
+    out = tmp_path / "out"
+    settings = {"pack_length": 256, "shard_size": "1MB", "workers": 1}
+    make_plan([str(clips)], config=load_config(SMALL | settings), out=out)
+    sources = {path: path.stat().st_size for path in clips.glob("?.mp4")}
+    # Changed between plan and decoding: every task that needs them loses them.
+    plan_run = load_config(SMALL | settings | {"max_losses": "1"})
+    from spacepatch.pipeline import make_pool, read_plan, run_tasks
+    from spacepatch.pipeline.whole import LossCount
+    from spacepatch.sources import list_sources
+
+    plan = read_plan(out, {s.source_id: s for s in list_sources([str(clips)]).sources})
+    for path, size in sources.items():
+        path.write_bytes(bytes(size))
+    with make_pool(plan_run) as pool:
+        reports = list(run_tasks(plan, plan.tasks, folder=out, pool=pool))
+    assert {loss.reason for report in reports for loss in report.losses} == {"source_changed"}
+    count = LossCount(plan, 1)
+    with pytest.raises(LossLimitError, match="2 sources are lost"):
+        for report in reports:
+            count.add(report.losses)
+
+
+def test_an_absurd_rate_is_a_loss_and_no_memory(clips: Path, tmp_path: Path) -> None:
+    summary = run([clips / "square_320x320.mp4"], tmp_path / "out", fps="1e9")
+    (loss,) = summary.losses
+    assert loss.reason == "too_large"
+    assert "1e+09 samples a second" in loss.message
+
+
+def test_limit_does_not_hide_a_file_that_is_not_there(clips: Path, tmp_path: Path) -> None:
+    (clips / "list.txt").write_text("square_320x320.mp4\ngone.mp4\n")
+    summary = run([f"@{clips / 'list.txt'}"], tmp_path / "out", limit=5)
+    assert summary.lost_sources == ("gone.mp4",)
+
+
+def test_a_worker_that_dies_idle_costs_nothing() -> None:
+    pool = WorkerPool(workers=2, timeout=60)
+    with pool:
+        assert list(pool.map(math.sqrt, iter([("a", 4.0)]))) == [("a", 2.0)]
+        for _ in range(2):
+            children = psutil.Process().children(recursive=True)
+            workers = [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+            assert workers
+            workers[0].kill()
+            psutil.wait_procs(workers[:1], timeout=10)
+            time.sleep(0.5)
+            found = dict(pool.map(math.sqrt, iter([(n, float(n * n)) for n in range(20)])))
+            assert found == {n: float(n) for n in range(20)}
+
+
+def test_a_hang_is_noticed_while_others_end(tmp_path: Path) -> None:
+    pool = WorkerPool(workers=2, timeout=1)
+    start = time.monotonic()
+    noticed = 0.0
+    items = [("hang", 60.0), *((n, 0.02) for n in range(400))]
+    with pool:
+        for key, outcome in pool.map(time.sleep, iter(items)):
+            if key == "hang":
+                noticed = time.monotonic() - start
+                assert outcome.reason == "timeout"
+    # 400 naps on the worker that is left take 8 s.
+    assert 1 <= noticed < 6
+
+
+def test_a_probe_that_was_lost_to_a_timeout_is_mended_by_retry_lost(
+    clips: Path, tmp_path: Path
+) -> None:
+    out, again = tmp_path / "out", tmp_path / "again"
+    big = clips / "square_320x320.mp4"
+    arguments = [sys.executable, "-m", "spacepatch", "tokenize", str(clips), "--out", str(out)]
+    arguments += ["--fps", "2", "--workers", "1"]
+    # Held by the kernel: reading a file under a mandatory lease is not simulated, the worker is.
+    process = subprocess.Popen([*arguments, "--timeout", "1"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 30
+    stopped = None
+    while stopped is None and time.monotonic() < deadline:
+        for child in psutil.Process(process.pid).children(recursive=True):
+            if "spawn_main" in " ".join(child.cmdline()):
+                stopped = child
+    assert stopped is not None
+    time.sleep(0.15)
+    stopped.suspend()
+    _, stderr = process.communicate(timeout=120)
+    assert big.exists()
+    done = subprocess.run([*arguments, "--retry-lost"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr + stderr
+    assert verify(out) == []
+    run_again = [*arguments[:6], str(again), *arguments[7:]]
+    assert subprocess.run(run_again, capture_output=True).returncode == 0
+    assert {p.name: p.read_bytes() for p in out.iterdir() if p.is_file()} == {
+        p.name: p.read_bytes() for p in again.iterdir() if p.is_file()
+    }

@@ -52,6 +52,8 @@ def main() -> None:
     signal.signal(signal.SIGTERM, _interrupt)
     try:
         app(prog_name="spacepatch")
+    except KeyboardInterrupt:
+        sys.exit(130)
     except SpacepatchError as error:
         _fail(str(error), 2 if isinstance(error, ConfigError) else 1, debug)
     except OSError as error:

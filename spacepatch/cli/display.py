@@ -93,6 +93,8 @@ class RunProgress:
         self._planned = sum(clip.num_tokens for task in pending for clip in task.clips)
         self._num_sources = len({clip.source for task in pending for clip in task.clips})
         self._start = time.monotonic()
+        if not pending:
+            typer.echo("nothing left to do: every shard has its receipt", err=True)
         if self._live is not None:
             if self._task is not None:
                 self._live.remove_task(self._task)
@@ -216,6 +218,9 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
             for entry in figures["better_pack_lengths"]
         )
         typer.echo(f"\nbetter pack lengths nearby: {near}")
+    for row in figures["sources"][:SOURCES_SHOWN]:
+        for loss in row["losses"]:
+            typer.echo(f"lost: {row['source']}: {loss['reason']}: {loss['message']}", err=True)
     for names in figures["duplicates"]:
         typer.echo(f"warning: the same file: {', '.join(names)}", err=True)
     for warning in figures["warnings"]:

@@ -28,6 +28,8 @@ def command(
         display.print_json(summary)
         return
     _show_totals(path, summary)
+    if not summary["shards"]:
+        typer.echo("\nno shard is finished yet")
     _show_shards(summary)
     for title, bins in summary["histograms"].items():
         _show_histogram(title, bins)
@@ -41,6 +43,8 @@ def _show_totals(path: Path, summary: dict[str, Any]) -> None:
         done = summary["tasks"]
         state = f", not finished: {done['done']} of {done['planned']} tasks; tokenize again"
     typer.echo(f"{path}: {summary['kind']} {summary['name']}{state}")
+    if tokens["tubelet_size"] is None:
+        return
     patch = "x".join(str(side) for side in (tokens["tubelet_size"], *tokens["patch_size"]))
     typer.echo(
         f"  tokens    {tokens['kind'] or 'pixels'} {patch}, {tokens['token_width']} x "

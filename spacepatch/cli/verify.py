@@ -32,4 +32,7 @@ def command(
             typer.echo(f"{problem.where}: {problem.what}")
         typer.echo(f"{path}: {len(problems)} problems" if problems else f"{path}: verified, clean")
     if problems:
+        typer.echo(
+            "to mend: delete the files named, and run the same spacepatch tokenize again", err=True
+        )
         raise typer.Exit(1)

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from spacepatch.errors import DecodeError, ProbeError
+from spacepatch.errors import DecodeError, ProbeError, SourceError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.error import FFmpegError
 
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,live_flv,asf,ogg,gif,"
@@ -39,6 +42,30 @@ MAX_PACKETS = 100_000_000
 MAX_SECONDS = 7 * 24 * 3600
 """Time from the first frame to the end of the last one above which a file is a bomb too: a frame
 that claims to stay for years would be sampled for years."""
+
+READ_ERRORS = frozenset(
+    {errno.EIO, errno.ESTALE, errno.EACCES, errno.ENODEV, errno.ENXIO, errno.ETIMEDOUT, errno.EBADF,
+     errno.EREMOTEIO, errno.ENOLINK, errno.ENOTCONN, errno.ESHUTDOWN, errno.ECONNRESET,
+     errno.ECONNABORTED, errno.EHOSTDOWN, errno.EHOSTUNREACH, errno.ENETDOWN, errno.ENETUNREACH}
+)  # fmt: skip
+"""What FFmpeg says when the system does not give it the bytes of a file. EINVAL and EPERM (-1) are
+not among them: its own parts say so of damaged content."""
+
+
+def raise_unless_damage(
+    error: FFmpegError, kind: type[SourceError], *, reading: bool = True
+) -> None:
+    """Raise if an error tells of the machine, not of the content: no memory, or a failed read.
+
+    What comes back is the end of the file, or damage in it.
+
+    Args:
+        reading: False for an error of a decoder: it reads no file, whatever it says.
+    """
+    if error.errno == errno.ENOMEM:
+        raise kind("no memory left for FFmpeg", reason="out_of_memory") from None
+    if reading and error.errno in READ_ERRORS:
+        raise kind(f"cannot be read: {os.strerror(error.errno)}", reason="io") from None
 
 
 @contextmanager
@@ -85,13 +112,16 @@ def open_container(
             try:
                 nameless = _Member(file, offset or 0, num_bytes)
                 container = av.open(nameless, "r", options=options, metadata_errors="replace")
-            except FFmpegError:
+            except FFmpegError as error:
+                raise_unless_damage(error, ProbeError)
                 raise ProbeError(FORBIDDEN, reason="forbidden_format") from None
-        except FFmpegError:
+        except FFmpegError as error:
+            raise_unless_damage(error, ProbeError)
             raise ProbeError(_what_it_is(uri, offset), reason="unreadable") from None
         try:
             yield container
         except FFmpegError as error:
+            raise_unless_damage(error, DecodeError)
             raise DecodeError(f"FFmpeg: {type(error).__name__}", reason="unreadable") from None
         finally:
             container.close()

@@ -18,6 +18,7 @@ from spacepatch.decode.opening import (
     MAX_SECONDS,
     ffmpeg_version,
     open_container,
+    raise_unless_damage,
 )
 from spacepatch.errors import ProbeError
 
@@ -184,7 +185,8 @@ def _rotation_in_exif(uri: str, offset: int | None, num_bytes: int | None) -> in
                 return 0
             try:
                 return next((orientation_of(frame)[0] for frame in packet.decode()), 0)
-            except FFmpegError:
+            except FFmpegError as error:
+                raise_unless_damage(error, ProbeError, reading=False)
                 return 0
     return 0
 
@@ -266,7 +268,10 @@ def _scan_packets(
     while True:
         try:
             packet = next(packets)
-        except (StopIteration, FFmpegError):
+        except StopIteration:
+            break
+        except FFmpegError as error:
+            raise_unless_damage(error, ProbeError)
             break
         on_packet()
         if packet.size == 0:
@@ -289,12 +294,8 @@ def _scan_packets(
         raise ProbeError("the video stream holds no frame to show", reason="no_video_stream")
     if not repaired and len(known) < len(times):
         repaired = "missing"
-    elif not repaired and len(set(known)) < len(known):
-        repaired = "repeated"
     if repaired:
-        start = known[0] if known else 0
-        pts = start + np.arange(len(times), dtype=np.int64) * fallback_step
-        return pts, int(pts[-1]) + fallback_step, count, repaired
+        return *_count_times(known, len(times), fallback_step), count, repaired
     # Leading pictures of the first keyframe refer to what is not there.
     ordered = sorted(
         (pts, duration)
@@ -302,10 +303,30 @@ def _scan_packets(
         if pts is not None and (key_pts is None or pts >= key_pts)
     )
     pts = np.array([time for time, _ in ordered], np.int64)
+    if len(np.unique(pts)) < len(pts):
+        repaired = "repeated"
+        moved = _move_repeated(pts)
+        if moved is None:
+            return *_count_times(known, len(times), fallback_step), count, "crowded"
+        pts = moved
     duration = ordered[-1][1]
     if duration <= 0:
         duration = int(np.median(np.diff(pts))) if len(pts) > 1 else fallback_step
-    return pts, int(pts[-1]) + max(1, duration), count, ""
+    return pts, int(pts[-1]) + max(1, duration), count, repaired
+
+
+def _count_times(known: list[int], num_frames: int, step: int) -> tuple[np.ndarray, int]:
+    """Times of frames of which only the order is to be trusted, and their end."""
+    start = known[0] if known else 0
+    pts = start + np.arange(num_frames, dtype=np.int64) * step
+    return pts, int(pts[-1]) + step
+
+
+def _move_repeated(pts: np.ndarray) -> np.ndarray | None:
+    """Sorted times with the k-th repetition of a time k ticks later; None where no tick is free."""
+    first = np.searchsorted(pts, pts)  # of the frames with the same time
+    moved: np.ndarray = pts + np.arange(len(pts)) - first
+    return moved if bool((np.diff(moved) > 0).all()) else None
 
 
 def _ticks(rate: Fraction | None, time_base: Fraction) -> int:

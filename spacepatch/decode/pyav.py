@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spacepatch.data import Picture, VideoInfo
-from spacepatch.decode.opening import open_container
+from spacepatch.decode.opening import open_container, raise_unless_damage
 from spacepatch.decode.probe import display_size, orientation_of
 from spacepatch.errors import DecodeError
 
@@ -53,7 +53,8 @@ def decode_pictures(
     if not len(indices):
         return
     # Where times are not to be trusted, only the order is.
-    keys = indices if info.pts_repaired else pts
+    numbered = info.pts_repaired not in ("", "repeated")
+    keys = indices if numbered else pts
     place_of = {int(key): place for place, key in enumerate(keys)}
     stop_key = int(keys[-1])
     far = int(indices[0]) >= SEEK_AFTER_FRAMES and not info.pts_repaired
@@ -63,12 +64,30 @@ def decode_pictures(
         assert isinstance(stream, VideoStream)
         # One thread a worker is the fastest, and damaged frames come out the same every time.
         stream.codec_context.thread_count = 1
-        frames = _frames(container, stream, seek_to=int(pts[0]) if far else None)
+        if numbered:
+            stream.codec_context.copy_opaque = True
+            frames = _decode_all(container, stream, numbered=True)
+        else:
+            frames = _frames(container, stream, seek_to=int(pts[0]) if far else None)
         orientations: dict[int, tuple[int, bool]] = {}
-        for position, frame in enumerate(frames):
+        key: int | None = None
+        position, last_pts, repetitions = -1, None, 0
+        for frame in frames:
             on_picture()
-            key = position if info.pts_repaired else frame.pts
-            place = place_of.get(key)
+            if numbered:
+                # In a stream without reordering a picture has the number of its packet, whatever
+                # became of the packets before; with it, `_decode_all` ends at the first failure.
+                own = None if stream.codec_context.has_b_frames else frame.opaque
+                if own is not None and own <= position:
+                    continue
+                key = position = position + 1 if own is None else own
+            else:
+                # As probed: the k-th repetition of a time is k ticks later.
+                repetitions = repetitions + 1 if frame.pts == last_pts else 0
+                last_pts = frame.pts
+                repeated = info.pts_repaired and frame.pts is not None
+                key = frame.pts + repetitions if repeated else frame.pts
+            place = None if key is None else place_of.pop(key, None)
             if place is not None:
                 # PyAV's side data and its frame hold each other until the garbage collector comes:
                 # looked at for each frame, it keeps hundreds of megabytes of pictures alive.
@@ -124,29 +143,48 @@ def _frames(container: InputContainer, stream: VideoStream, seek_to: int | None)
         # The container landed after the target: from the start, then.
         try:
             container.seek(0, backward=True, any_frame=False)
-        except FFmpegError:
+        except FFmpegError as error:
+            raise_unless_damage(error, DecodeError)
             return
         stream.codec_context.flush_buffers()
     yield from _decode_all(container, stream)
 
 
-def _decode_all(container: InputContainer, stream: VideoStream) -> Iterator[Any]:
+def _decode_all(
+    container: InputContainer, stream: VideoStream, *, numbered: bool = False
+) -> Iterator[Any]:
+    """Every frame from here on; `numbered` ones carry the number that the probe gave the packet.
+
+    Where pictures are reordered, nothing tells the place of one that failed: numbered frames end.
+    """
     from av.error import FFmpegError
 
+    number, seen_key = 0, False
     packets = container.demux(stream)
     while True:
         try:
             packet = next(packets)
-        except (StopIteration, FFmpegError):
+        except StopIteration:
+            break
+        except FFmpegError as error:
+            raise_unless_damage(error, DecodeError)
             break
         if packet.size == 0:
             # Some files hold empty packets; the decoder takes one for the end of the stream.
             continue
+        if numbered:
+            if packet.is_keyframe and not seen_key:
+                number, seen_key = 0, True
+            if not packet.is_discard:
+                packet.opaque = number
+                number += 1
         try:
             yield from stream.codec_context.decode(packet)
-        except FFmpegError:
-            continue
+        except FFmpegError as error:
+            raise_unless_damage(error, DecodeError, reading=False)
+            if numbered and stream.codec_context.has_b_frames:
+                return
     try:
         yield from stream.codec_context.decode(None)
-    except FFmpegError:
-        return
+    except FFmpegError as error:
+        raise_unless_damage(error, DecodeError, reading=False)

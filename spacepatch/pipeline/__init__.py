@@ -1,6 +1,6 @@
 """Plan, run tasks, finish: the only place that knows the order of the stages."""
 
-from spacepatch.pipeline.finishing import RunSummary, finish_run, forget_retryable, is_finished
+from spacepatch.pipeline.finishing import RunSummary, finish_run, forget_retryable
 from spacepatch.pipeline.planfile import (
     Plan,
     PlannedSource,
@@ -25,7 +25,6 @@ __all__ = [
     "finish_run",
     "forget_retryable",
     "is_done",
-    "is_finished",
     "list_inputs",
     "make_plan",
     "make_pool",

@@ -104,13 +104,15 @@ def finish_run(folder: Path, plan: Plan) -> RunSummary:
     return RunSummary(totals, tuple(losses), tuple(_lost_sources(rows, losses)))
 
 
-def forget_retryable(folder: Path, plan: Plan) -> tuple[list[Task], bool]:
-    """Take back what was lost for environmental reasons, so that it is done again.
+def finished_losses(folder: Path, plan: Plan, tasks: list[Task]) -> list[Loss]:
+    """Losses of tasks that have their receipts."""
+    return [_loss(row) for task in tasks for row in _receipt(folder, plan, task).losses]
+
+
+def forget_retryable(folder: Path, plan: Plan) -> None:
+    """Take back what jobs lost for environmental reasons, so that it is done again.
 
     dataset.json and the merged tables go first: nobody reads a dataset that is being mended.
-
-    Returns:
-        The tasks to be run again, and whether a probe was such a loss, which only a new plan mends.
     """
     again = []
     for task in plan.tasks:
@@ -119,16 +121,10 @@ def forget_retryable(folder: Path, plan: Plan) -> tuple[list[Task], bool]:
             row["reason"] in RETRYABLE_REASONS for row in read_receipt(path).losses
         ):
             again.append(task)
-    probes = any(loss.retryable for loss in plan.losses)
     if again:
         remove([folder / DATASET, *(folder / name for name in TABLES)])
         stems = [shard_stem(plan.name, task.split, task.number) for task in again]
         remove([receipt_path(folder, stem) for stem in stems])
-    return again, probes
-
-
-def is_finished(folder: Path) -> bool:
-    return all((folder / name).is_file() for name in (*TABLES, DATASET))
 
 
 def _receipt(folder: Path, plan: Plan, task: Task) -> ShardReceipt:

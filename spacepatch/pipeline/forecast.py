@@ -44,9 +44,16 @@ def forecast(plan: Plan) -> dict[str, Any]:
     fill = packers[chosen]["fill"]
     warnings = []
     better = _better_lengths(plan)
-    if packs and fill < LOW_FILL:
-        hint = f"; try --pack-length {better[0]['pack_length']}" if better else ""
-        warnings.append(f"fill is {fill:.1%}, below {LOW_FILL:.0%}: --cut-to-fit fills packs{hint}")
+    bound = lower_bound(tokens, pack_length=length)
+    if packs > bound and fill < LOW_FILL:
+        advice = []
+        if packers["cut-to-fit"]["packs"] < packs:
+            advice.append(f"--cut-to-fit reaches {packers['cut-to-fit']['fill']:.1%}")
+        if better:
+            best = better[0]
+            advice.append(f"--pack-length {best['pack_length']} reaches {best['fill']:.1%}")
+        hint = f": {' and '.join(advice)}" if advice else ""
+        warnings.append(f"fill is {fill:.1%}, below {LOW_FILL:.0%}{hint}")
     return {
         "sources": _source_rows(plan),
         "totals": {
@@ -59,7 +66,7 @@ def forecast(plan: Plan) -> dict[str, Any]:
             "packer": chosen,
             "pack_length": length,
             "packs": packs,
-            "lower_bound": lower_bound(tokens, pack_length=length),
+            "lower_bound": bound,
             "fill": fill,
             "shards": len(plan.tasks),
             "bytes": tokens * plan.layout.token_bytes

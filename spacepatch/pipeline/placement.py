@@ -100,25 +100,35 @@ def cut_into_tasks(
             tokens += totals[last]
             last += 1
         last = max(last, first + 1)
-        best, best_fill = first + 1, -1.0
-        looked = 0
-        while last > first and looked < BORDERS_LOOKED_AT:
-            lengths = np.concatenate(run_lengths[first:last])
-            packs = placement.count(lengths, np.concatenate(run_row_lengths[first:last]))
-            if packs <= packs_per_shard:
-                looked += 1
-                tokens = int(lengths.sum())
-                fill = tokens / (packs * placement.pack_length)
-                if last == len(totals) and packs == lower_bound(
-                    tokens, pack_length=placement.pack_length
-                ):
-                    best = last
-                    break
-                if fill > best_fill:
-                    best, best_fill = last, fill
-                if tokens < capacity * SMALLEST_SHARE:
-                    break
-            last -= 1
+
+        def packs_of(border: int, first: int = first) -> tuple[int, int]:
+            lengths = np.concatenate(run_lengths[first:border])
+            packs = placement.count(lengths, np.concatenate(run_row_lengths[first:border]))
+            return packs, int(lengths.sum())
+
+        # The furthest border that fits, near enough: packs grow with the runs.
+        low, high = first + 1, last
+        while low < high:
+            middle = (low + high + 1) // 2
+            if packs_of(middle)[0] <= packs_per_shard:
+                low = middle
+            else:
+                high = middle - 1
+        best, best_fill = low, -1.0
+        for border in range(low, max(first, low - BORDERS_LOOKED_AT), -1):
+            packs, tokens = packs_of(border)
+            if packs > packs_per_shard:
+                continue
+            fill = tokens / (packs * placement.pack_length)
+            if border == len(totals) and packs == lower_bound(
+                tokens, pack_length=placement.pack_length
+            ):
+                best = border
+                break
+            if fill > best_fill:
+                best, best_fill = border, fill
+            if tokens < capacity * SMALLEST_SHARE:
+                break
         tasks.append((first, best))
         first = best
     return tasks

@@ -333,7 +333,9 @@ def inputs_fingerprint(listing: Listing) -> str:
                 for asked in source.ranges
             ],
         )
-        for source in (*listing.sources, *listing.missing)
+        for source in sorted(
+            (*listing.sources, *listing.missing), key=lambda source: source.source_id
+        )
     ]
     return fingerprint({"inputs": content})
 
@@ -353,7 +355,10 @@ def check_inputs(plan: Plan, listing: Listing) -> None:
     removed = [planned[key].source.name for key in planned if key not in listed]
 
     def is_changed(source: Source) -> bool:
-        before = planned[source.source_id].content_id
+        entry = planned[source.source_id]
+        before = entry.content_id
+        if not before and entry.source.num_bytes == source.num_bytes:
+            return False  # its probe was lost: what it held then is not known
         try:
             now = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
         except OSError:

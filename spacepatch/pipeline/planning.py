@@ -154,6 +154,8 @@ def _choose(
             min_seconds=Fraction(config.min_seconds),
             long=config.long,
         )
+    except SourceError as error:
+        return [], [_source_loss(source, "list", error.reason, str(error))]
     except ConfigError as error:
         raise ConfigError(f"{source.name}: {error}") from None
     if config.cut_to_fit:

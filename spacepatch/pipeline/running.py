@@ -19,6 +19,7 @@ from spacepatch.jobs import Job, JobResult, TokenSettings, run_job
 from spacepatch.pipeline.planfile import Plan
 from spacepatch.pipeline.segments import Made, segment_row
 from spacepatch.shards import (
+    SHARD_ENDINGS,
     SegmentContent,
     ShardReceipt,
     read_receipt,
@@ -27,7 +28,7 @@ from spacepatch.shards import (
     write_shard,
 )
 from spacepatch.shards.receipts import missing_files, write_receipt
-from spacepatch.storage import private_folder
+from spacepatch.storage import private_folder, remove
 from spacepatch.workers import Fault, WorkerPool
 
 TASKS_IN_MEMORY = 2
@@ -93,13 +94,17 @@ def run_tasks(
                 if writing and (writing[0].done() or not pool.num_running):
                     yield writing.popleft().result()
                     continue
-                (number, place), outcome = pool.next_finished()
+                finished = pool.next_finished()
+                if finished is None:
+                    continue
+                (number, place), outcome = finished
                 running = opened[number]
                 running.outcomes[place] = outcome
                 on_job(_report(plan, running, place))
                 if len(running.outcomes) == len(running.jobs):
                     del opened[number]
                     writing.append(writer.submit(_write_task, plan, running, folder))
+                    writing[-1].add_done_callback(lambda _: pool.wake())
         finally:
             for running in opened.values():
                 running.arena.close()
@@ -211,6 +216,9 @@ def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
         files, checksums = write_shard(
             folder, stem=stem, number=task.number, packs=packs, layout=layout
         )
+    else:
+        # A run that was killed before its receipt may have left a shard of an earlier attempt.
+        remove([folder / f"{stem}.{ending}" for ending in SHARD_ENDINGS])
     rows = [content.row for pack in packs for content in pack]
     num_tokens = sum(row["num_kept"] for row in rows)
     receipt = ShardReceipt(
@@ -233,15 +241,12 @@ def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
     write_receipt(folder, stem, receipt)
     del tokens, packs
     running.arena.close()
-    with_tokens = {row["source_id"] for row in rows}
-    planned = {plan.sources[clip.source].source.source_id for clip in task.clips}
     return TaskReport(
         number=task.number,
         num_packs=receipt.packs,
         num_tokens=num_tokens,
         num_segments=len(rows),
         losses=tuple(losses),
-        lost_sources=tuple(sorted(planned - with_tokens)),
     )
 
 

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spacepatch.config import RunConfig
-from spacepatch.data import POLICY_REASONS, Task, TaskReport
-from spacepatch.errors import ConfigError, LossLimitError, ResumeError, ShardError
+from spacepatch.data import POLICY_REASONS, Loss, Task, TaskReport
+from spacepatch.errors import ConfigError, LossLimitError, ShardError
 from spacepatch.pipeline.finishing import (
     RunSummary,
     finish_run,
+    finished_losses,
     forget_retryable,
 )
+from spacepatch.pipeline.folder import check_folder, clear_folder
 from spacepatch.pipeline.planfile import (
     Plan,
     check_inputs,
@@ -22,11 +26,10 @@ from spacepatch.pipeline.planfile import (
     read_plan_document,
     write_plan,
 )
-from spacepatch.pipeline.planning import plan_run
+from spacepatch.pipeline.planning import plan_run, probe_sources
 from spacepatch.pipeline.running import JobReport, pending_tasks, run_tasks
-from spacepatch.shards import DATASET, TABLES
 from spacepatch.sources import Listing, list_sources, parse_share, select_sources
-from spacepatch.storage import PRIVATE, lock, remove, remove_private, sweep_temporary
+from spacepatch.storage import lock, sweep_temporary
 from spacepatch.workers import WorkerPool, available_cores
 
 MOST_WORKERS_PER_CORE = 8
@@ -55,17 +58,22 @@ def list_inputs(arguments: Sequence[str], config: RunConfig, *, root: Path | Non
     if not listing.sources and not listing.missing:
         ignored = f" ({listing.num_ignored} files are no media)" if listing.num_ignored else ""
         raise ConfigError(f"no videos in {', '.join(arguments)}{ignored}")
+    # Files that are not there are chosen like the others: --limit and --sample hide no loss.
+    missing = {source.source_id for source in listing.missing}
     selected = select_sources(
-        listing.sources,
+        (*listing.sources, *listing.missing),
         seed=config.seed,
         sample=config.sample,
         limit=config.limit,
         split=config.split,
     )
-    missing = () if config.sample or config.limit else listing.missing
-    if config.split:
-        missing = select_sources(missing, seed=config.seed, split=config.split)
-    return replace(listing, sources=selected, missing=missing)
+    if not selected:
+        raise ConfigError(f"sample: {config.sample} of the sources leaves none")
+    return replace(
+        listing,
+        sources=tuple(source for source in selected if source.source_id not in missing),
+        missing=tuple(source for source in selected if source.source_id in missing),
+    )
 
 
 def make_pool(config: RunConfig) -> WorkerPool:
@@ -109,18 +117,18 @@ def tokenize(
     """
     watch = watch or Watch()
     listing = list_inputs(arguments, config, root=root)
-    _check_folder(out, overwrite)
+    check_folder(out)
     with lock(out), make_pool(config) as pool:
         sweep_temporary(out)
         if overwrite:
-            _clear(out)
+            clear_folder(out)
         plan = _plan_or_resume(out, config, listing, pool, watch)
         if retry_lost:
-            _, probes = forget_retryable(out, plan)
-            if probes:
+            if _is_probed_now(plan, pool):
                 # A plan that a timeout made smaller is not the untroubled one: it is made anew.
-                _clear(out)
+                clear_folder(out)
                 plan = _plan_or_resume(out, config, listing, pool, watch)
+            forget_retryable(out, plan)
         pending = pending_tasks(out, plan)
         watch.on_start(plan, pending)
         _run(plan, pending, out, config, pool, watch)
@@ -146,11 +154,11 @@ def make_plan(
     if out is None:
         with make_pool(config) as pool:
             return plan_run(config, listing, pool=pool, on_probed=watch.on_probed)
-    _check_folder(out, overwrite)
+    check_folder(out)
     with lock(out), make_pool(config) as pool:
         sweep_temporary(out)
         if overwrite:
-            _clear(out)
+            clear_folder(out)
         return _plan_or_resume(out, config, listing, pool, watch)
 
 
@@ -181,54 +189,47 @@ def _run(
 ) -> None:
     limit = None
     if config.max_losses is not None:
-        limit = parse_share("max_losses", config.max_losses, len(plan.sources))
-    lost = {loss.source_id for loss in plan.losses if loss.reason not in POLICY_REASONS}
-    _check_limit(lost, limit)
+        limit = parse_share("max_losses", config.max_losses, len(plan.sources), math.floor)
+    losses = LossCount(plan, limit)
+    left = {task.number for task in pending}
+    losses.add(finished_losses(out, plan, [task for task in plan.tasks if task.number not in left]))
     for report in run_tasks(plan, pending, folder=out, pool=pool, on_job=watch.on_job):
         watch.on_task(report)
-        lost.update(report.lost_sources)
-        _check_limit(lost, limit)
+        losses.add(report.losses)
 
 
-def _check_limit(lost: set[str], limit: int | None) -> None:
-    if limit is not None and len(lost) > limit:
-        raise LossLimitError(
-            f"{len(lost)} sources are lost, max_losses allows {limit}; what is done is kept: raise "
-            "--max-losses and start again, or look at the losses with spacepatch inspect"
-        )
+class LossCount:
+    """Counts the sources that are lost whole, over all starts of a run, against `max_losses`."""
+
+    def __init__(self, plan: Plan, limit: int | None) -> None:
+        self._limit = limit
+        self._left: Counter[str] = Counter()
+        for task in plan.tasks:
+            for clip in task.clips:
+                identity = plan.sources[clip.source].source.source_id
+                self._left[identity] += len(clip.frame_pts)
+        self._lost: set[str] = set()
+        self.add(plan.losses)
+
+    def add(self, losses: Sequence[Loss]) -> None:
+        """Take losses into account.
+
+        Raises:
+            LossLimitError: they are more than `max_losses` allows.
+        """
+        for loss in losses:
+            self._left[loss.source_id] -= loss.num_frames if loss.stage == "decode" else 0
+            if self._left[loss.source_id] <= 0 and loss.reason not in POLICY_REASONS:
+                self._lost.add(loss.source_id)
+        if self._limit is not None and len(self._lost) > self._limit:
+            raise LossLimitError(
+                f"{len(self._lost)} sources are lost, max_losses allows {self._limit}; what is "
+                "done is kept: raise --max-losses and start again, or see spacepatch inspect"
+            )
 
 
-# --- the output folder -------------------------------------------------------------------------
-
-
-def _check_folder(out: Path, overwrite: bool) -> None:
-    """Refuse a folder that holds something else than a run of ours."""
-    if out.exists() and not out.is_dir():
-        raise ConfigError(f"{out}: is a file; --out takes a folder")
-    if not out.is_dir() or (out / "plan.json").is_file():
-        return
-    foreign = sorted(path.name for path in out.iterdir() if not _is_ours(path))
-    if foreign:
-        raise ResumeError(
-            f"{out}: is not empty and holds no spacepatch run ({', '.join(foreign[:3])}"
-            f"{', ...' if len(foreign) > 3 else ''}); give a new or empty folder to --out"
-        )
-
-
-def _is_ours(path: Path) -> bool:
-    return path.name in (PRIVATE, "plan.parquet", "plan.json", DATASET, *TABLES)
-
-
-def _clear(out: Path) -> None:
-    """Remove a former run: what completes it first, so that no torn dataset is ever whole."""
-    try:
-        name = read_plan_document(out)["name"]
-    except (ShardError, KeyError):
-        name = None
-    remove([out / DATASET, *(out / table for table in TABLES)])
-    if name is not None:
-        shards = sorted(out.glob(f"{name}-*"))
-        receipts = [path for path in shards if path.suffix == ".json"]
-        remove(receipts + [path for path in shards if path not in receipts])
-    remove([out / "plan.json", out / "plan.parquet"])
-    remove_private(out)
+def _is_probed_now(plan: Plan, pool: WorkerPool) -> bool:
+    """Whether a source whose probe was lost to its environment can be probed after all."""
+    lost = {loss.source_id for loss in plan.losses if loss.retryable}
+    again = [entry.source for entry in plan.sources if entry.source.source_id in lost]
+    return any(found.info is not None for found in probe_sources(again, pool))

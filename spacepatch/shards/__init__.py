@@ -13,7 +13,7 @@ from spacepatch.shards.tables import (
     write_table,
 )
 from spacepatch.shards.version import FORMAT_VERSION, check_version
-from spacepatch.shards.writing import Layout, SegmentContent, shard_stem, write_shard
+from spacepatch.shards.writing import SHARD_ENDINGS, Layout, SegmentContent, shard_stem, write_shard
 
 __all__ = [
     "DATASET",
@@ -21,6 +21,7 @@ __all__ = [
     "LOSSES",
     "PLAN",
     "SEGMENTS",
+    "SHARD_ENDINGS",
     "SOURCES",
     "TABLES",
     "Layout",

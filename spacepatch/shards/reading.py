@@ -63,6 +63,8 @@ class ShardReader:
         except OSError:
             raise ShardError(f"{index}: missing; the shard is not complete") from None
         self._index = _read_npy(content, str(index))
+        if len(self.receipt.pack_crc32c) != self.receipt.packs:
+            raise ShardError(f"{tar}: its receipt does not give a crc32c for each pack")
         expected = (self.receipt.packs, len(self.receipt.members), 2)
         if self._index.shape != expected or self._index.dtype != np.uint64:
             raise ShardError(f"{index}: is {self._index.shape}, the receipt says {expected}")

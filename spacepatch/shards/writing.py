@@ -19,6 +19,8 @@ from spacepatch.shards.version import FORMAT_VERSION
 from spacepatch.storage import publish
 
 BLOCK = 512
+SHARD_ENDINGS = ("tar", "index.npy", "segments.parquet")
+"""Of the files of a shard, besides its receipt (json)."""
 PACK_JSON_SEGMENT = (
     "segment_id",
     "source",
