@@ -6,7 +6,6 @@ import difflib
 import hashlib
 import json
 import re
-import tomllib
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -14,6 +13,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 
 from spacepatch.errors import ConfigError
+from spacepatch.presets import load_preset, read_toml
 
 Fingerprint = Literal["token", "layout", "selection", "seed", "run"]
 
@@ -190,7 +190,7 @@ class RunConfig(BaseModel):
     @field_validator("sample", "max_losses", "split", mode="before")
     @classmethod
     def _share(cls, value: Any, info: Any) -> str | None:
-        from spacepatch.sources import parse_share, parse_split
+        from spacepatch.selection import parse_share, parse_split
 
         if value is not None and info.field_name == "split":
             parse_split(str(value))
@@ -324,7 +324,7 @@ def load_config(
     merged: dict[str, Any] = {}
     layers = [("preset " + preset, load_preset(preset))] if preset else []
     if file is not None:
-        layers.append((str(file), _read_toml(file)))
+        layers.append((str(file), read_toml(file)))
     layers.append(("settings", {key: value for key, value in flags.items() if value is not None}))
     for where, layer in layers:
         for key in layer:
@@ -351,36 +351,6 @@ def _first_problem(error: ValidationError) -> str:
     if not problem["loc"]:
         return message
     return f"{problem['loc'][0]}: {message} (got {problem['input']!r})"
-
-
-def load_preset(name: str) -> dict[str, Any]:
-    """The settings of a preset that comes with the package.
-
-    Raises:
-        ConfigError: there is none of that name.
-    """
-    names = preset_names()
-    if name not in names:
-        near = difflib.get_close_matches(name, names, 1, 0.3)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ConfigError(f"preset: no preset {name!r}{hint} (there are: {', '.join(names)})")
-    return _read_toml(_PRESETS / f"{name}.toml")
-
-
-_PRESETS = Path(__file__).parent / "presets"
-
-
-def preset_names() -> list[str]:
-    return sorted(path.stem for path in _PRESETS.glob("*.toml"))
-
-
-def _read_toml(path: Path) -> dict[str, Any]:
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise ConfigError(f"{path}: no such settings file") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
-        raise ConfigError(f"{path}: cannot be read as TOML ({error})") from None
 
 
 def to_toml(values: dict[str, Any]) -> str:

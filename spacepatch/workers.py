@@ -27,7 +27,7 @@ IN_FLIGHT_PER_WORKER = 3
 
 
 POLL_SECONDS = 0.1
-LEAST_PATIENCE_SECONDS = 60.0
+LEAST_PATIENCE_SECONDS = 30.0
 """How long a free worker may leave a job lying before the pool is taken for broken."""
 MOST_REVIVALS = 3
 """Pools that may break in one run before it is the machine's fault."""

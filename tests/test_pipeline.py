@@ -230,7 +230,7 @@ def test_cut_to_fit_fills_packs_and_drops_nothing(sample_clips: Path, tmp_path: 
 
 def test_plan_tells_duplicates_better_lengths_and_every_packer(clips: Path, tmp_path: Path) -> None:
     shutil.copy(clips / "square_320x320.mp4", clips / "twin.mp4")
-    figures = forecast(make_plan([str(clips)], config=load_config(SMALL | {"pack_length": 450})))
+    figures = forecast(make_plan([str(clips)], config=load_config(SMALL | {"pack_length": 380})))
     assert figures["duplicates"] == [["square_320x320.mp4", "twin.mp4"]]
     assert set(figures["packers"]) >= {"next-fit", "best-fit-decreasing", "cut-to-fit"}
     assert figures["totals"]["fill"] < 0.95

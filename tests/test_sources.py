@@ -21,14 +21,12 @@ from hypothesis import strategies as st
 
 from spacepatch.data import Source
 from spacepatch.errors import ConfigError
+from spacepatch.selection import parse_share, parse_split, select_sources
 from spacepatch.sources import (
     Listing,
     content_id,
     list_sources,
     make_source_id,
-    parse_share,
-    parse_split,
-    select_sources,
 )
 
 

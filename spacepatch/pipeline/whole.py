@@ -28,7 +28,8 @@ from spacepatch.pipeline.planfile import (
 )
 from spacepatch.pipeline.planning import plan_run, probe_sources
 from spacepatch.pipeline.running import JobReport, pending_tasks, run_tasks
-from spacepatch.sources import Listing, list_sources, parse_share, select_sources
+from spacepatch.selection import parse_share, select_sources
+from spacepatch.sources import Listing, list_sources
 from spacepatch.storage import lock, sweep_temporary
 from spacepatch.workers import WorkerPool, available_cores
 
