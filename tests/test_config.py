@@ -15,12 +15,11 @@ from spacepatch.config import (
     fingerprint,
     fingerprint_of,
     load_config,
-    load_preset,
     parse_bytes,
-    preset_names,
     to_toml,
 )
 from spacepatch.errors import ConfigError
+from spacepatch.presets import load_preset, preset_names
 
 
 def written(folder: Path, text: str) -> Path:
