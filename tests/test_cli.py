@@ -217,3 +217,14 @@ def test_a_full_disk_is_one_line_and_resumes(sample_clips: Path, tmp_path: Path)
         assert run("verify", str(small / "out")).returncode == 0
     finally:
         subprocess.run(["umount", str(small)], check=True)
+
+
+def test_inspect_of_a_plan_that_was_never_run_shows_its_losses(
+    sample_clips: Path, tmp_path: Path
+) -> None:
+    out = str(tmp_path / "out")
+    assert run("plan", str(sample_clips), "--out", out).returncode == 0
+    done = run("inspect", out)
+    assert done.returncode == 0, done.stderr
+    assert "not finished: 0 of 1 tasks" in done.stdout
+    assert "broken_on_purpose.mp4" in done.stdout

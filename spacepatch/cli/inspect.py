@@ -28,9 +28,10 @@ def command(
         display.print_json(summary)
         return
     _show_totals(path, summary)
-    if not summary["shards"]:
-        typer.echo("\nno shard is finished yet")
-    _show_shards(summary)
+    if summary["shards"]:
+        _show_shards(summary)
+    else:
+        typer.echo("\nno shard is there")
     for title, bins in summary["histograms"].items():
         _show_histogram(title, bins)
     _show_losses(summary)
