@@ -37,10 +37,6 @@ class DecodeError(SourceError):
     """A source that opened, and whose pictures cannot be had."""
 
 
-class EncodeError(SpacepatchError):
-    """An encoder that cannot be loaded, or does not do what it declares."""
-
-
 class ShardError(SpacepatchError):
     """A shard, receipt or table that is missing, torn or of another format."""
 
@@ -55,7 +51,3 @@ class WorkerError(SpacepatchError):
 
 class LossLimitError(SpacepatchError):
     """More sources are lost than `max_losses` allows; what is done stays, and the run resumes."""
-
-
-class MissingDependencyError(SpacepatchError):
-    """An optional package is needed and not installed."""

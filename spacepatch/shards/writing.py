@@ -16,7 +16,7 @@ from crc32c import crc32c
 
 from spacepatch.shards.tables import SEGMENTS, write_table
 from spacepatch.shards.version import FORMAT_VERSION
-from spacepatch.storage import publish
+from spacepatch.storage import publish, publish_bytes
 
 BLOCK = 512
 SHARD_ENDINGS = ("tar", "index.npy", "segments.parquet")
@@ -136,7 +136,7 @@ def write_shard(
 
     content = _npy(index)
     joined = b"".join(bytes(part) for part in content)
-    publish(folder / f"{stem}.index.npy", lambda file: _write(file, joined))
+    publish_bytes(folder / f"{stem}.index.npy", joined)
     files[f"{stem}.index.npy"] = {
         "bytes": len(joined),
         "sha256": hashlib.sha256(joined).hexdigest(),
@@ -146,10 +146,6 @@ def write_shard(
     sha256 = write_table(table, SEGMENTS, rows)
     files[table.name] = {"bytes": table.stat().st_size, "sha256": sha256}
     return files, checksums
-
-
-def _write(file: IO[bytes], content: bytes) -> None:
-    file.write(content)
 
 
 def _members(
