@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from spacepatch.config import RunConfig, choices_of, fingerprint_of
+from spacepatch.config.settings import WORDS
 
 GROUPS = {
     "token": "What the tokens are (part of every segment's id)",
@@ -11,7 +12,6 @@ GROUPS = {
     "seed": "Randomness",
     "run": "How the run is done (changes no byte)",
 }
-WORDS = ("resampler", "layout", "tail", "long", "packer", "index")
 
 
 def settings_page() -> str:

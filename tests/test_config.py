@@ -18,6 +18,7 @@ from spacepatch.config import (
     parse_bytes,
     to_toml,
 )
+from spacepatch.config.settings import WORDS
 from spacepatch.errors import ConfigError
 from spacepatch.presets import load_preset, preset_names
 
@@ -178,6 +179,18 @@ BAD = [
     ("short_side", -1),
     ("long_side", 0),
     ("resampler", "bicubik"),
+    ("decoder", "opencv"),
+    ("stream", "first"),
+    ("stream", "-1"),
+    ("untagged", "bt2020"),
+    ("hdr", "tone-map"),
+    ("interlaced", "bob"),
+    ("background", "black"),
+    ("background", "fffff"),
+    ("on_error", "ignore"),
+    ("max_pixels", 0),
+    ("max_pixels", 2**31),
+    ("worker_memory", "lots"),
     ("patch", "16x16"),
     ("patch", "0x16x16"),
     ("patch", "2x16x16x3"),
@@ -225,7 +238,7 @@ def test_there_is_a_bad_value_for_every_setting_that_is_no_switch() -> None:
     assert {key for key, _ in BAD} | switches == set(RunConfig.model_fields)
 
 
-@pytest.mark.parametrize("key", ["resampler", "layout", "tail", "long", "packer", "index"])
+@pytest.mark.parametrize("key", WORDS)
 def test_a_wrong_word_is_answered_with_all_words(key: str) -> None:
     message = failure({key: "zzz"})
     assert all(word in message for word in choices_of(key))
@@ -343,6 +356,18 @@ OTHER = {
     "native": True,
     "upscale": True,
     "resampler": "area",
+    "decoder": "decord",
+    "trust_input": True,
+    "stream": "v:1",
+    "untagged": "auto",
+    "hdr": "raw",
+    "interlaced": "keep",
+    "background": "00ff00",
+    "alpha": True,
+    "allow_corrupt": True,
+    "on_error": "skip-video",
+    "max_pixels": 3000,
+    "worker_memory": "3GB",
     "patch": "3x3x3",
     "layout": "t p q c",
     "tail": "pad",
@@ -377,7 +402,7 @@ def test_a_setting_changes_the_fingerprint_it_belongs_to_and_no_other(key: str) 
     assert changed == ([] if fingerprint_of(key) == "run" else [fingerprint_of(key)])
 
 
-@pytest.mark.parametrize("key", ["workers", "timeout", "max_losses"])
+@pytest.mark.parametrize("key", ["workers", "timeout", "worker_memory", "max_losses"])
 def test_what_shapes_no_byte_is_in_no_fingerprint(key: str) -> None:
     assert fingerprint_of(key) == "run"
 
@@ -468,3 +493,9 @@ def test_a_bad_value_of_a_flag_is_exit_2_on_one_line(spacepatch_cli) -> None:
 def test_every_setting_is_a_flag(spacepatch_cli) -> None:
     text = spacepatch_cli("tokenize", "--help").stdout
     assert all(f"--{key.replace('_', '-')}" in text for key in RunConfig.model_fields)
+
+
+def test_a_colour_and_a_stream_have_one_spelling_a_value() -> None:
+    assert load_config({"background": "#FFEEDD"}).background == "ffeedd"
+    assert load_config({"stream": 2}).stream == "2"
+    assert (load_config({"alpha": True}).channels, load_config({}).channels) == (4, 3)

@@ -1,19 +1,15 @@
-"""Every knob of a run: checked, layered (flags > file > preset > defaults) and fingerprinted."""
+"""Every knob of a run, checked, and which fingerprint each is part of."""
 
 from __future__ import annotations
 
 import difflib
-import hashlib
-import json
 import re
 from fractions import Fraction
-from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from spacepatch.errors import ConfigError
-from spacepatch.presets import load_preset, read_toml
+from spacepatch.config.values import choices_of, parse_bytes, parse_colour
 
 Fingerprint = Literal["token", "layout", "selection", "seed", "run"]
 
@@ -23,6 +19,23 @@ EXCLUSIVE = (
 )
 """Settings of which one at most can be given; a higher layer's choice displaces a lower one's."""
 
+WORDS = (
+    "resampler",
+    "decoder",
+    "untagged",
+    "hdr",
+    "interlaced",
+    "on_error",
+    "layout",
+    "tail",
+    "long",
+    "packer",
+    "index",
+)
+"""Settings that take a word of a closed list, see `choices_of`."""
+
+STREAM = r"(?:v:)?\d{1,4}"
+"""FFmpeg's index of a stream (2), or that among the video streams (v:1)."""
 SHARD_NAME = r"[0-9A-Za-z_-]{1,32}"
 MAX_NAME = 32
 """Characters in a shard name: with split and numbers, keys stay within 80."""
@@ -82,6 +95,57 @@ class RunConfig(BaseModel):
         "bicubic",
         "token",
         "bicubic or area (swscale), torch-bicubic or torch-bilinear (a peer's exact pixels).",
+    )
+
+    decoder: str = _setting(
+        "pyav", "token", "pyav, decord or torchcodec; what one declines, pyav reads (recorded)."
+    )
+    trust_input: bool = _setting(
+        False,
+        "token",
+        "Give decord and torchcodec files of any kind: no list of allowed containers guards them.",
+    )
+    stream: str | None = _setting(
+        None,
+        "token",
+        "Video stream: FFmpeg's index (2), or that among the video streams (v:1). Default: the "
+        "one that the ffmpeg program takes.",
+    )
+    untagged: str = _setting(
+        "bt601",
+        "token",
+        "Colour matrix of files that name none: bt601 (as ffmpeg), bt709, or auto (bt709 from 720 "
+        "lines up).",
+    )
+    hdr: str = _setting(
+        "tonemap", "token", "PQ and HLG video: tonemap to BT.709, skip (counted), or raw numbers."
+    )
+    interlaced: str = _setting(
+        "deinterlace",
+        "token",
+        "Pictures flagged as interlaced: deinterlace (bwdif), keep as they are, or skip (counted).",
+    )
+    background: str = _setting(
+        "000000", "token", "Colour behind transparent pictures, RRGGBB in hex digits."
+    )
+    alpha: bool = _setting(
+        False, "token", "Keep alpha as a fourth channel (RGBA tokens), instead of a background."
+    )
+    allow_corrupt: bool = _setting(
+        False, "token", "Keep frames that the decoder flags as damaged; else their grid row goes."
+    )
+    on_error: str = _setting(
+        "keep-prefix",
+        "token",
+        "A damaged or cut-off video: keep-prefix keeps what decodes, skip-video drops all of it "
+        "(each video is decoded once more, while planning).",
+    )
+    max_pixels: int = _setting(
+        8192 * 4320,
+        "token",
+        "Pixels of a picture above which a file is refused (too_large) before it is decoded.",
+        ge=1,
+        le=2**30,
     )
 
     patch: str = _setting(
@@ -144,6 +208,9 @@ class RunConfig(BaseModel):
     timeout: float = _setting(
         60.0, "run", "Seconds without a new frame until a video is given up.", gt=0, le=1e9
     )
+    worker_memory: str = _setting(
+        "4GB", "run", "Memory that a worker may take; a video that needs more is lost (retryable)."
+    )
     max_losses: str | None = _setting(
         None, "run", "Stop once more than N (or P%) of the sources are lost; resumable."
     )
@@ -198,13 +265,26 @@ class RunConfig(BaseModel):
             parse_share(info.field_name, str(value), 0)
         return None if value is None else str(value)
 
-    @field_validator("shard_size", mode="before")
+    @field_validator("stream", mode="before")
+    @classmethod
+    def _stream(cls, value: Any) -> str | None:
+        if value is not None and not re.fullmatch(STREAM, str(value)):
+            raise ValueError("not the index of a stream, such as 2 or v:1")
+        return None if value is None else str(value)
+
+    @field_validator("background")
+    @classmethod
+    def _colour(cls, value: str) -> str:
+        # One spelling a value, so that #FFFFFF and ffffff have one fingerprint.
+        return "".join(f"{part:02x}" for part in parse_colour(value))
+
+    @field_validator("shard_size", "worker_memory", mode="before")
     @classmethod
     def _size(cls, value: Any) -> str:
         parse_bytes(str(value))
         return str(value)
 
-    @field_validator("resampler", "layout", "tail", "long", "packer", "index")
+    @field_validator(*WORDS)
     @classmethod
     def _choice(cls, value: str, info: Any) -> str:
         choices = choices_of(info.field_name)
@@ -242,6 +322,11 @@ class RunConfig(BaseModel):
         """(h, w) in pixels."""
         _, height, width = self.patch.split("x")
         return int(height), int(width)
+
+    @property
+    def channels(self) -> int:
+        """Of a frame: RGB, or RGBA with `alpha`."""
+        return 4 if self.alpha else 3
 
     @property
     def sampler(self) -> tuple[str, Fraction]:
@@ -288,91 +373,8 @@ class RunConfig(BaseModel):
         return values
 
 
-def choices_of(key: str) -> tuple[str, ...]:
-    """The words that a setting takes; the dicts of the stages are the one list of them."""
-    from spacepatch import clips, packing, resize, tubelets
-
-    words: dict[str, Any] = {
-        "resampler": resize.RESAMPLERS,
-        "layout": tubelets.LAYOUTS,
-        "tail": tubelets.TAILS,
-        "long": clips.LONG_POLICIES,
-        "packer": packing.PACKERS,
-        "index": ("auto", "full", "compact"),
-    }
-    return tuple(words[key])
-
-
 def fingerprint_of(key: str) -> Fingerprint:
     """Which fingerprint a setting is part of."""
     extra = RunConfig.model_fields[key].json_schema_extra
     assert isinstance(extra, dict), key
     return extra["fingerprint"]  # type: ignore[return-value]
-
-
-def load_config(
-    flags: dict[str, Any], *, file: Path | None = None, preset: str | None = None
-) -> RunConfig:
-    """Layer the settings: `flags` over the TOML `file` over the `preset` over the defaults.
-
-    Args:
-        flags: only those that were given; None values count as not given.
-
-    Raises:
-        ConfigError: an unknown key (with the nearest one), a bad value, or a contradiction.
-    """
-    merged: dict[str, Any] = {}
-    layers = [("preset " + preset, load_preset(preset))] if preset else []
-    if file is not None:
-        layers.append((str(file), read_toml(file)))
-    layers.append(("settings", {key: value for key, value in flags.items() if value is not None}))
-    for where, layer in layers:
-        for key in layer:
-            if key not in RunConfig.model_fields:
-                near = difflib.get_close_matches(key, RunConfig.model_fields, 1, 0.4)
-                hint = f"; did you mean {near[0]}?" if near else ""
-                raise ConfigError(f"{where}: unknown setting {key}{hint}")
-        for group in EXCLUSIVE:
-            if any(layer.get(key) for key in group):
-                for key in group:
-                    merged.pop(key, None)
-        if "packer" in layer:
-            merged.pop("window", None)  # A preset's window goes with the preset's packer.
-        merged.update(layer)
-    try:
-        return RunConfig(**merged)
-    except ValidationError as error:
-        raise ConfigError(_first_problem(error)) from None
-
-
-def _first_problem(error: ValidationError) -> str:
-    problem = error.errors()[0]
-    message = problem["msg"].removeprefix("Value error, ")
-    if not problem["loc"]:
-        return message
-    return f"{problem['loc'][0]}: {message} (got {problem['input']!r})"
-
-
-def to_toml(values: dict[str, Any]) -> str:
-    """Flat settings as TOML that `--config` reads back; keys that are None are left out."""
-    lines = [f"{key} = {json.dumps(value)}" for key, value in values.items() if value is not None]
-    return "\n".join(lines) + "\n"
-
-
-def parse_bytes(text: str) -> int:
-    """``256MB`` (10**6), ``1GiB`` (2**30) or a plain number, in bytes.
-
-    Raises:
-        ValueError: anything else.
-    """
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([kKMGT]?)(i?)B?\s*", text)
-    if match is None or float(match[1]) <= 0:
-        raise ValueError("not a size, such as 64MB or 1GiB")
-    power = " KMGT".index(match[2].upper() or " ")
-    return int(Fraction(match[1]) * (1024 if match[3] else 1000) ** power)
-
-
-def fingerprint(values: dict[str, Any]) -> str:
-    """32 hex digits of blake2b-128 over the sorted JSON of `values`."""
-    text = json.dumps(values, sort_keys=True, separators=(",", ":"))
-    return hashlib.blake2b(text.encode(), digest_size=16).hexdigest()

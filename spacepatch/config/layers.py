@@ -1,0 +1,56 @@
+"""Lay settings over each other: flags over a file over a preset over the defaults."""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from spacepatch.config.settings import EXCLUSIVE, RunConfig
+from spacepatch.errors import ConfigError
+from spacepatch.presets import load_preset, read_toml
+
+
+def load_config(
+    flags: dict[str, Any], *, file: Path | None = None, preset: str | None = None
+) -> RunConfig:
+    """Layer the settings: `flags` over the TOML `file` over the `preset` over the defaults.
+
+    Args:
+        flags: only those that were given; None values count as not given.
+
+    Raises:
+        ConfigError: an unknown key (with the nearest one), a bad value, or a contradiction.
+    """
+    merged: dict[str, Any] = {}
+    layers = [("preset " + preset, load_preset(preset))] if preset else []
+    if file is not None:
+        layers.append((str(file), read_toml(file)))
+    layers.append(("settings", {key: value for key, value in flags.items() if value is not None}))
+    for where, layer in layers:
+        for key in layer:
+            if key not in RunConfig.model_fields:
+                near = difflib.get_close_matches(key, RunConfig.model_fields, 1, 0.4)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                raise ConfigError(f"{where}: unknown setting {key}{hint}")
+        for group in EXCLUSIVE:
+            if any(layer.get(key) for key in group):
+                for key in group:
+                    merged.pop(key, None)
+        if "packer" in layer:
+            merged.pop("window", None)  # A preset's window goes with the preset's packer.
+        merged.update(layer)
+    try:
+        return RunConfig(**merged)
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from None
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    return f"{problem['loc'][0]}: {message} (got {problem['input']!r})"
