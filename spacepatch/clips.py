@@ -57,7 +57,7 @@ def choose_clips(
     ranges: tuple[ClipRange, ...],
     sampler: str,
     sampler_value: Fraction,
-    size: tuple[int, int],
+    sizes: tuple[tuple[int, int], ...],
     tubelet_size: int,
     patch_size: tuple[int, int],
     tail: str,
@@ -69,13 +69,14 @@ def choose_clips(
 ) -> tuple[list[ClipSpec], list[ClipLoss]]:
     """The clips of one source, in order of time, with their exact frames and token counts.
 
-    Windows of one span share the span's grid of sample times. A clip of more than `pack_length`
+    Windows of one span share the span's grid of sample times. Where the stream changes its size, a
+    new clip begins. A clip of more than `pack_length`
     tokens is cut greedily into the longest windows that fit, the remainder last.
 
     Args:
         source: the source's row in the plan, copied into each clip.
         ranges: what a manifest asks for, in seconds from the first frame; empty: the whole video.
-        size: (h, w) of a frame after resizing.
+        sizes: (h, w) of a frame after resizing, one for each of the stream's parts.
 
     Returns:
         The clips, and what the settings rule out.
@@ -86,9 +87,6 @@ def choose_clips(
     clips: list[ClipSpec] = []
     losses: list[ClipLoss] = []
     views: Counter[tuple[int, int]] = Counter()
-    grid_h, grid_w = size[0] // patch_size[0], size[1] // patch_size[1]
-    rows_per_pack = pack_length // (grid_h * grid_w)
-
     for window in _windows(info, ranges, sampler, sampler_value, clip_seconds, clip_stride):
         count = window.last - window.first
         if count == 0 or (not info.still and window.seconds < min_seconds):
@@ -99,55 +97,95 @@ def choose_clips(
             )
             losses.append(ClipLoss("too_short", count, message))
             continue
-        rows = grid_shape(count, size, tubelet_size=tubelet_size, patch_size=patch_size, tail=tail)[
-            0
+        for part, piece in _cut_by_size(info, window):
+            chosen, ruled_out = _cut_to_pack(
+                info,
+                piece,
+                source=source,
+                size=sizes[part],
+                tubelet_size=tubelet_size,
+                patch_size=patch_size,
+                tail=tail,
+                pack_length=pack_length,
+                long=long,
+            )
+            losses += ruled_out
+            for clip in chosen:
+                # Ranges that overlap can come to one interval: views of it, so that ids stay
+                # unique.
+                interval = clip.start_pts, clip.stop_pts
+                clips.append(replace(clip, clip=len(clips), view=views[interval]))
+                views[interval] += 1
+    return clips, losses
+
+
+def _cut_by_size(info: VideoInfo, window: _Window) -> Iterator[tuple[int, _Window]]:
+    """Cut a window where the size changes, into (which part of the stream, samples of it)."""
+    starts = np.array([part.first for part in info.parts])
+    indices = window.samples.indices[window.first : window.last]
+    parts = np.searchsorted(starts, indices, side="right") - 1
+    borders = [0, *(np.flatnonzero(np.diff(parts)) + 1).tolist(), len(parts)]
+    for first, last in itertools.pairwise(borders):
+        piece = replace(window, first=window.first + first, last=window.first + last)
+        yield int(parts[first]), replace(piece, stop=window.tick(piece.last))
+
+
+def _cut_to_pack(
+    info: VideoInfo,
+    window: _Window,
+    *,
+    source: int,
+    size: tuple[int, int],
+    tubelet_size: int,
+    patch_size: tuple[int, int],
+    tail: str,
+    pack_length: int,
+    long: str,
+) -> tuple[list[ClipSpec], list[ClipLoss]]:
+    """The clips of one window, of one size, each of which fits a pack; numbered by the caller."""
+    clips: list[ClipSpec] = []
+    grid_h, grid_w = size[0] // patch_size[0], size[1] // patch_size[1]
+    rows_per_pack = pack_length // (grid_h * grid_w)
+    count = window.last - window.first
+
+    def num_rows(num_frames: int) -> int:
+        return grid_shape(
+            num_frames, size, tubelet_size=tubelet_size, patch_size=patch_size, tail=tail
+        )[0]
+
+    rows = num_rows(count)
+    if rows == 0:
+        return [], [
+            ClipLoss("tail_dropped", count, f"{count} frames fill no tubelet of {tubelet_size}")
         ]
-        if rows == 0:
-            losses.append(
-                ClipLoss("tail_dropped", count, f"{count} frames fill no tubelet of {tubelet_size}")
+    if rows_per_pack == 0:
+        message = f"one row of {grid_h} x {grid_w} tokens exceeds pack_length {pack_length}"
+        return [], [ClipLoss("over_pack_length", count, message)]
+    if rows > rows_per_pack and long != "split":
+        tokens = rows * grid_h * grid_w
+        if long == "error":
+            raise ConfigError(
+                f"a clip of {tokens} tokens exceeds pack_length {pack_length}; "
+                "use --long split or skip, a larger --pack-length or fewer tokens a frame"
             )
-            continue
-        if rows_per_pack == 0:
-            losses.append(
-                ClipLoss(
-                    "over_pack_length",
-                    count,
-                    f"one row of {grid_h} x {grid_w} tokens exceeds pack_length {pack_length}",
-                )
+        message = f"{tokens} tokens exceed pack_length {pack_length}"
+        return [], [ClipLoss("skipped_by_policy", count, message)]
+    losses: list[ClipLoss] = []
+    for first, last in _cut(window, rows_per_pack * tubelet_size, tubelet_size):
+        if last is None:
+            message = (
+                "the frames sampled in one tick of the stream's clock "
+                f"({info.time_base} s) exceed pack_length {pack_length}"
             )
+            losses.append(ClipLoss("over_pack_length", window.last - first, message))
+            break
+        grid_t = num_rows(last - first)
+        if grid_t == 0:
+            message = f"{last - first} frames fill no tubelet of {tubelet_size}"
+            losses.append(ClipLoss("tail_dropped", last - first, message))
             continue
-        if rows > rows_per_pack and long != "split":
-            tokens = rows * grid_h * grid_w
-            if long == "error":
-                raise ConfigError(
-                    f"a clip of {tokens} tokens exceeds pack_length {pack_length}; "
-                    "use --long split or skip, a larger --pack-length or fewer tokens a frame"
-                )
-            message = f"{tokens} tokens exceed pack_length {pack_length}"
-            losses.append(ClipLoss("skipped_by_policy", count, message))
-            continue
-        for first, last in _cut(window, rows_per_pack * tubelet_size, tubelet_size):
-            if last is None:
-                rest = window.last - first
-                message = (
-                    "the frames sampled in one tick of the stream's clock "
-                    f"({info.time_base} s) exceed pack_length {pack_length}"
-                )
-                losses.append(ClipLoss("over_pack_length", rest, message))
-                break
-            grid_t = grid_shape(
-                last - first, size, tubelet_size=tubelet_size, patch_size=patch_size, tail=tail
-            )[0]
-            if grid_t == 0:
-                message = f"{last - first} frames fill no tubelet of {tubelet_size}"
-                losses.append(ClipLoss("tail_dropped", last - first, message))
-                continue
-            grid = grid_t, grid_h, grid_w
-            clip = _clip(info, window, first, last, source, len(clips), size, grid, tubelet_size)
-            # Ranges that overlap can come to one interval: views of it, so that ids stay unique.
-            interval = clip.start_pts, clip.stop_pts
-            clips.append(replace(clip, view=views[interval]))
-            views[interval] += 1
+        grid = grid_t, grid_h, grid_w
+        clips.append(_clip(info, window, first, last, source, size, grid, tubelet_size))
     return clips, losses
 
 
@@ -176,7 +214,6 @@ def _clip(
     first: int,
     last: int,
     source: int,
-    number: int,
     size: tuple[int, int],
     grid_thw: tuple[int, int, int],
     tubelet_size: int,
@@ -186,7 +223,7 @@ def _clip(
     inside = np.searchsorted(info.frame_pts, [start, stop], side="left")
     return ClipSpec(
         source=source,
-        clip=number,
+        clip=0,
         view=0,
         start_pts=start,
         stop_pts=stop,

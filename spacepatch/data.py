@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
@@ -83,19 +84,31 @@ class ClipRange:
 
 
 @dataclass(frozen=True, slots=True)
+class Part:
+    """Frames of one size: a stream that changes its size has several parts."""
+
+    first: int
+    """Presentation index of its first frame."""
+    first_pts: int
+    """Its time, as probed."""
+    coded_size: tuple[int, int]
+    """(h, w) of the decoder's picture, before rotation and pixel aspect."""
+    display_size: tuple[int, int]
+    """(h, w) upright with square pixels: what a player shows. The basis of every size."""
+    pixel_aspect_ratio: Fraction
+
+
+@dataclass(frozen=True, slots=True)
 class VideoInfo:
     """What a probe learns of a source without decoding a picture."""
 
     container: str
     codec: str
     stream_index: int
-    coded_size: tuple[int, int]
-    """(h, w) of the decoder's picture, before rotation and pixel aspect."""
-    display_size: tuple[int, int]
-    """(h, w) upright with square pixels: what a player shows. The basis of every size."""
+    parts: tuple[Part, ...]
+    """Where the size changes, in order of time; one part where it never does."""
     rotation: int
     """Degrees clockwise that make it upright: 0, 90, 180 or 270."""
-    pixel_aspect_ratio: Fraction
     pixel_format: str
     colour: dict[str, str]
     """matrix, range, primaries and transfer, and `tagged`: yes, or `assumed` where the file says
@@ -115,6 +128,31 @@ class VideoInfo:
     """"" when the stream's pts are used as they are, else what was wrong with them."""
     still: bool
     """A single picture without duration."""
+    cut_off: bool = False
+    """The file ends before its container says so."""
+    missing_ticks: int = 0
+    """What the container promises beyond `stop_pts`; 0 where a cut-off file does not say."""
+    missing_frames: int = 0
+    """The same in source frames, by the container's count or the stream's rate."""
+
+    @property
+    def coded_size(self) -> tuple[int, int]:
+        """Of the first part."""
+        return self.parts[0].coded_size
+
+    @property
+    def display_size(self) -> tuple[int, int]:
+        """Of the first part."""
+        return self.parts[0].display_size
+
+    @property
+    def pixel_aspect_ratio(self) -> Fraction:
+        """Of the first part."""
+        return self.parts[0].pixel_aspect_ratio
+
+    def part_at(self, index: int) -> Part:
+        """The part that a presentation index lies in."""
+        return self.parts[bisect_right(self.parts, index, key=lambda part: part.first) - 1]
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,7 +186,10 @@ class ClipSpec:
 
 @dataclass(slots=True)
 class Picture:
-    """What a decoder made: still in its own pixel format, not upright, with its true time."""
+    """What a decoder made: still in its own pixel format, not upright, with its true time.
+
+    Decoders that give full-size upright RGB wrap it in a frame of rgb24 or rgba.
+    """
 
     frame: av.VideoFrame
     pts: int
@@ -159,6 +200,8 @@ class Picture:
     mirrored: bool
     """To be flipped left-right after the rotation."""
     is_corrupt: bool
+    was_interlaced: bool = False
+    """Flagged as made of two fields, whatever became of them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,11 +4,20 @@ from __future__ import annotations
 
 from functools import cache
 
+from spacepatch.errors import MissingDependencyError
+
+INSTALL = {"torchcodec": "torchcodec==0.13.0 (and a shared FFmpeg 4 to 8, Debian's for example)"}
+"""What to install where the name alone does not say it."""
+
 
 @cache
-def environment(resampler: str = "bicubic") -> dict[str, str]:
-    """By name: spacepatch, FFmpeg and the libraries that the settings use."""
-    from importlib.metadata import version
+def environment(resampler: str = "bicubic", decoder: str = "pyav") -> dict[str, str]:
+    """By name: spacepatch, FFmpeg and the libraries that the settings use.
+
+    Raises:
+        MissingDependencyError: one of them is not installed.
+    """
+    from importlib.metadata import PackageNotFoundError, version
 
     from spacepatch import __version__
     from spacepatch.decode.opening import ffmpeg_version
@@ -18,6 +27,14 @@ def environment(resampler: str = "bicubic") -> dict[str, str]:
         "ffmpeg": ffmpeg_version(),
         **{name: version(name) for name in ("av", "numpy", "pyarrow")},
     }
-    if resampler.startswith("torch"):
-        versions["torch"] = version("torch")
+    wanted = [] if decoder == "pyav" else [decoder]
+    if resampler.startswith("torch") or decoder == "torchcodec":
+        wanted.append("torch")
+    for name in wanted:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            raise MissingDependencyError(
+                f"{name} is not installed: pip install {INSTALL.get(name, name)}"
+            ) from None
     return versions

@@ -37,12 +37,20 @@ class DecodeError(SourceError):
     """A source that opened, and whose pictures cannot be had."""
 
 
+class Declined(SpacepatchError):
+    """A decoder that must not or cannot read a source, and says so before its first picture."""
+
+
 class ShardError(SpacepatchError):
     """A shard, receipt or table that is missing, torn or of another format."""
 
 
 class ResumeError(SpacepatchError):
     """An output folder that belongs to another run: other settings, other inputs, another owner."""
+
+
+class MissingDependencyError(SpacepatchError):
+    """A setting asks for a package that is not installed; the message says how to install it."""
 
 
 class WorkerError(SpacepatchError):

@@ -1,57 +1,22 @@
-"""What one worker does: probe a source, or make the tokens of a source's clips in one task."""
+"""Make the tokens of a source's clips in one task: what a worker does."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from spacepatch.arena import ArenaSlice
 from spacepatch.data import ClipSpec, Picture, Source, VideoInfo
-from spacepatch.decode import DECODERS, probe_video
-from spacepatch.errors import SourceError
-from spacepatch.resize import colour_of, make_frame
+from spacepatch.decode import choose_decoder
+from spacepatch.decode.opening import MAX_PIXELS
+from spacepatch.errors import Declined, DecodeError, SourceError
+from spacepatch.resize import colour_of, hdr_of, make_frame
 from spacepatch.sources import content_id
 from spacepatch.tubelets import grid_shape, write_frame
 from spacepatch.workers import beat
-
-
-@dataclass(frozen=True, slots=True)
-class Probed:
-    """What a probe found."""
-
-    content_id: str
-    info: VideoInfo | None
-    reason: str = ""
-    message: str = ""
-
-
-def probe_source(source: Source) -> Probed:
-    """Headers, packets and content id of one source; a bad one is data, not an exception."""
-    try:
-        return _probe(source)
-    except Exception as error:
-        error.add_note(f"source: {source.name}")
-        raise
-
-
-def _probe(source: Source) -> Probed:
-    identity = ""
-    try:
-        identity = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
-        info = probe_video(
-            source.uri,
-            offset=source.member_offset,
-            num_bytes=source.num_bytes,
-            on_packet=beat,
-        )
-    except SourceError as error:
-        return Probed(identity, None, error.reason, str(error))
-    except OSError as error:
-        return Probed(identity, None, "io", f"cannot be read: {error.strerror}")
-    return Probed(identity, info)
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +29,14 @@ class TokenSettings:
     tail: str
     resampler: str
     decoder: str = "pyav"
+    trust_input: bool = False
+    max_pixels: int = MAX_PIXELS
+    interlaced: str = "deinterlace"
+    untagged: str = "bt601"
+    hdr: str = "tonemap"
+    background: tuple[int, int, int] = (0, 0, 0)
+    alpha: bool = False
+    allow_corrupt: bool = False
     token_dtype: str = "uint8"
     token_width: int = 0
 
@@ -97,6 +70,10 @@ class ClipTokens:
     padded_frames: int
     losses: tuple[tuple[str, int, int, str], ...]
     """(reason, frames, tokens, message), all of stage decode."""
+    damaged: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
+    """(n,) int32: the samples whose frames are flagged, and kept all the same."""
+    decoder: str = "pyav"
+    """Which one read it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +82,7 @@ class JobResult:
 
     clips: tuple[ClipTokens, ...]
     observed: dict[str, Any]
-    """What only a picture tells: rotation, mirrored, colour."""
+    """What only a picture tells: rotation, mirrored, colour, and how it was read."""
 
 
 def run_job(job: Job) -> JobResult:
@@ -128,7 +105,8 @@ def run_job(job: Job) -> JobResult:
         except Exception as error:
             error.add_note(f"source: {job.source.name}")
             raise
-        results = tuple(writer.finish() for writer in writers)
+        decoder = observed.get("decoder", settings.decoder)
+        results = tuple(replace(writer.finish(), decoder=decoder) for writer in writers)
         del arena, writers
     finally:
         window.close()
@@ -157,7 +135,7 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
     from av.error import FFmpegError
 
     observed: dict[str, Any] = {}
-    source = job.source
+    source, settings = job.source, job.settings
     try:
         now = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
         if now != job.content_id:
@@ -166,25 +144,24 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
             np.concatenate([clip.frame_indices for clip in job.clips]), return_index=True
         )
         pts = np.concatenate([clip.frame_pts for clip in job.clips])[first]
-        pictures = DECODERS[job.settings.decoder](
-            source.uri,
-            info=job.info,
-            indices=indices,
-            pts=pts,
-            offset=source.member_offset,
-            num_bytes=source.num_bytes,
-            on_picture=beat,
-        )
-        for picture in pictures:
-            if not observed:
-                observed = _observe(picture)
+        for picture in _pictures(job, indices, pts, observed):
+            _observe(picture, settings, observed)
+            if settings.hdr == "skip" and hdr_of(picture.frame):
+                message = "its pictures are HDR though its header is not, and hdr is skip"
+                raise DecodeError(message, reason="skipped_by_policy")
             frames: dict[tuple[int, int], np.ndarray] = {}
             for writer in writers:
                 if writer.wants(picture.index):
                     size = writer.clip.size
                     if size not in frames:
                         frames[size] = make_frame(
-                            picture, size=size, resampler=job.settings.resampler
+                            picture,
+                            size=size,
+                            resampler=settings.resampler,
+                            untagged=settings.untagged,
+                            hdr="raw" if settings.hdr == "skip" else settings.hdr,
+                            background=settings.background,
+                            alpha=settings.alpha,
                         )
                     writer.add(picture, frames[size])
     except SourceError as error:
@@ -199,15 +176,48 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
     return observed
 
 
-def _observe(picture: Picture) -> dict[str, Any]:
-    colour = colour_of(picture.frame)
-    return {
-        "rotation": picture.rotation,
-        "mirrored": picture.mirrored,
-        "matrix": colour.matrix,
-        "range": colour.range,
-        "tagged": colour.matrix_from,
-    }
+def _pictures(
+    job: Job, indices: np.ndarray, pts: np.ndarray, observed: dict[str, Any]
+) -> Iterator[Picture]:
+    """The pictures from the decoder that was asked for or, where it declines, from PyAV."""
+    source, settings = job.source, job.settings
+
+    def decode(word: str) -> Iterator[Picture]:
+        observed["decoder"], decoder = choose_decoder(job.info, word)
+        return decoder(
+            source.uri,
+            info=job.info,
+            indices=indices,
+            pts=pts,
+            offset=source.member_offset,
+            num_bytes=source.num_bytes,
+            on_picture=beat,
+            interlaced=settings.interlaced,
+            max_pixels=settings.max_pixels,
+            trust_input=settings.trust_input,
+            untagged=settings.untagged,
+        )
+
+    try:
+        yield from decode(settings.decoder)
+    except Declined as declined:
+        observed["declined"] = f"{settings.decoder}: {declined}"
+        yield from decode("pyav")
+
+
+def _observe(picture: Picture, settings: TokenSettings, observed: dict[str, Any]) -> None:
+    """Note what a picture shows of its source; the first one speaks for its colour."""
+    if picture.was_interlaced:
+        observed["fields"] = "kept" if settings.interlaced == "keep" else "deinterlaced"
+    if "rotation" not in observed:
+        colour = colour_of(picture.frame, untagged=settings.untagged)
+        observed.update(
+            rotation=picture.rotation,
+            mirrored=picture.mirrored,
+            matrix=colour.matrix,
+            range=colour.range,
+            tagged=colour.matrix_from,
+        )
 
 
 class ClipWriter:
@@ -223,6 +233,8 @@ class ClipWriter:
         self._kept: list[int] = []
         self._bad: set[int] = set()
         """Rows that a flagged or missing frame touches."""
+        self._damaged: list[int] = []
+        """Samples whose frames are flagged, and kept."""
         self._frame: np.ndarray | None = None
         self._reason: tuple[str, str] | None = None
 
@@ -238,7 +250,9 @@ class ClipWriter:
             self._bad.add(self._next // size)
             self._advance()
         while self._next < len(self._samples) and self._samples[self._next] == picture.index:
-            if picture.is_corrupt:
+            if picture.is_corrupt and self._settings.allow_corrupt:
+                self._damaged.append(self._next)
+            elif picture.is_corrupt:
                 self._bad.add(self._next // size)
             self._put(frame, self._next % size)
             self._advance()
@@ -290,6 +304,9 @@ class ClipWriter:
             num_frames=covered,
             padded_frames=padded,
             losses=tuple(losses),
+            damaged=np.array(
+                [k for k in self._damaged if k < covered and k // size not in self._bad], np.int32
+            ),
         )
 
     def _advance(self) -> None:
@@ -315,8 +332,3 @@ class ClipWriter:
             patch_size=self._settings.patch_size,
             layout=self._settings.layout,
         )
-
-
-def slim(info: VideoInfo) -> VideoInfo:
-    """A probe's result without its table of frames, for the way to a worker."""
-    return replace(info, frame_pts=np.empty(0, np.int64))

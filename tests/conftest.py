@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Protocol
 
 import pytest
+from decoding import BARS, BITS, MAKERS, run
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -77,3 +78,15 @@ def spacepatch_cli() -> SpacepatchCli:
         )
 
     return run
+
+
+@pytest.fixture(scope="session")
+def numbered(tmp_path_factory: pytest.TempPathFactory, ffmpeg: str) -> Path:
+    """A folder of videos of 560 frames, each with its number in it as ten bars."""
+    folder = tmp_path_factory.mktemp("numbered")
+    plain = folder / "plain.nut"
+    source = ["-f", "lavfi", "-i", f"color=s={BITS * 8}x32:r=25:d=22.4,{BARS}"]
+    run(ffmpeg, "-v", "error", *source, "-c:v", "ffv1", plain)
+    for name, options in MAKERS.items():
+        run(ffmpeg, "-v", "error", "-i", plain, *options.split(), "-an", folder / name)
+    return folder

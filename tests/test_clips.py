@@ -1,5 +1,6 @@
 """Which clips of a video: cutting, windows, manifest ranges, and what the settings rule out."""
 
+from dataclasses import replace
 from fractions import Fraction
 from itertools import pairwise
 from typing import Any
@@ -10,14 +11,14 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from spacepatch.clips import ClipLoss, choose_clips
-from spacepatch.data import ClipRange, ClipSpec, VideoInfo
+from spacepatch.data import ClipRange, ClipSpec, Part, VideoInfo
 from spacepatch.errors import ConfigError
 
 MILLISECOND = Fraction(1, 1000)
 NTSC = Fraction(1001, 30_000)
 SIZE = (32, 48)
 CELLS = 6  # tokens a grid row of SIZE in patches of 16 x 16
-SHAPE = {"size": SIZE, "patch_size": (16, 16)}
+SHAPE = {"sizes": (SIZE,), "patch_size": (16, 16)}
 
 
 def info(
@@ -27,10 +28,8 @@ def info(
         container="mov",
         codec="h264",
         stream_index=0,
-        coded_size=(360, 640),
-        display_size=(360, 640),
+        parts=(Part(0, pts[0], (360, 640), (360, 640), Fraction(1)),),
         rotation=0,
-        pixel_aspect_ratio=Fraction(1),
         pixel_format="yuv420p",
         colour={},
         bit_depth=8,
@@ -472,3 +471,33 @@ def test_a_still_picture_is_never_too_short_nor_cut_in_windows() -> None:
 def test_a_still_picture_over_the_pack_is_a_loss() -> None:
     _, losses = chosen(info([0], 40, still=True), pack_length=CELLS - 1)
     assert [(loss.reason, loss.num_frames) for loss in losses] == [("over_pack_length", 1)]
+
+
+# --- streams that change their size -----------------------------------------------------------
+
+
+@given(videos(), SAMPLERS, st.integers(1, 3), st.lists(st.integers(1, 60), min_size=1, max_size=3))
+def test_a_new_clip_begins_where_the_size_changes(
+    video: VideoInfo, sampler: tuple[str, Fraction], tubelet: int, starts: list[int]
+) -> None:
+    firsts = [0, *sorted({start for start in starts if start < len(video.frame_pts)})]
+    sizes = tuple((16 * (place + 1), 32) for place in range(len(firsts)))
+    parts = tuple(
+        Part(first, int(video.frame_pts[first]), size, size, Fraction(1))
+        for first, size in zip(firsts, sizes, strict=True)
+    )
+    given = {"sampler": sampler[0], "sampler_value": sampler[1], "tubelet_size": tubelet}
+    whole = clips_of(video, **given)
+    pieces = clips_of(replace(video, parts=parts), sizes=sizes, **given)
+    # The same samples in the same order, each in a clip of its own part's size.
+    assert indices(pieces) == indices(whole)
+    for clip in pieces:
+        part = {int(np.searchsorted(firsts, index, "right")) - 1 for index in clip.frame_indices}
+        assert len(part) == 1
+        assert clip.size == sizes[part.pop()]
+    assert [clip.clip for clip in pieces] == list(range(len(pieces)))
+    # Intervals follow each other without a gap.
+    assert pieces[0].start_pts == whole[0].start_pts
+    assert pieces[-1].stop_pts == whole[-1].stop_pts
+    for one, next_ in pairwise(pieces):
+        assert one.stop_pts == next_.start_pts

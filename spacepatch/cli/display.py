@@ -15,8 +15,8 @@ import typer
 
 from spacepatch.config import RunConfig, to_toml
 from spacepatch.data import Source, Task, TaskReport
-from spacepatch.jobs import Probed
 from spacepatch.pipeline import JobReport, Plan, RunSummary, Watch
+from spacepatch.probes import Probed, describe_cut
 
 SOURCES_SHOWN = 40
 """Rows of a table for people; --json has them all."""
@@ -168,6 +168,12 @@ def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
         f"(fill {totals['fill']:.1%}, lower bound {totals['lower_bound']:,}), "
         f"{totals['shards']:,} shards, {totals['bytes'] / 1e6:,.1f} MB"
     )
+    if totals["declined"]:
+        typer.echo(
+            f"{totals['declined']:,} sources were read by pyav, because the decoder declined them: "
+            f"see `declined` in {out / 'sources.parquet'}",
+            err=True,
+        )
     if summary.lost_sources:
         typer.echo(f"{len(summary.lost_sources)} sources are lost entirely: exit code 3", err=True)
 
@@ -266,6 +272,10 @@ def _probe_document(source: Source, probed: Probed) -> dict[str, Any]:
         "seconds": 0.0 if info.still else float(seconds),
         "frame_rate": "variable" if len(set(steps.tolist())) > 1 else "constant",
         "pts_repaired": info.pts_repaired or "no",
+        "cut_off": describe_cut(info) if info.cut_off else "no",
+        "parts": [
+            {"first_frame": part.first, "size": _size(part.display_size)} for part in info.parts
+        ],
         "content_id": probed.content_id,
     }
 

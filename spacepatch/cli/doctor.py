@@ -11,7 +11,17 @@ from spacepatch.cli.options import Json
 
 EXAMPLE = "Example:  spacepatch doctor --json"
 
-PACKAGES = ("av", "numpy", "pyarrow", "torch", "webdataset", "einops", "decord", "torchcodec")
+PACKAGES = (
+    "av",
+    "numpy",
+    "pyarrow",
+    "torch",
+    "webdataset",
+    "einops",
+    "pillow",
+    "decord",
+    "torchcodec",
+)
 
 
 def command(json: Json = False) -> None:

@@ -19,7 +19,7 @@ def command(sources: Sources, json: Json = False) -> None:
     config = RunConfig()
     listing = list_inputs(sources, config, root=None)
     with make_pool(config) as pool:
-        found = probe_sources(listing.sources, pool)
+        found = probe_sources(listing.sources, config, pool)
     display.show_probes(list(zip(listing.sources, found, strict=True)), as_json=json)
     if any(entry.info is None for entry in found):
         raise typer.Exit(3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -9,16 +10,19 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spacepatch.data import Picture, VideoInfo
-from spacepatch.decode.opening import open_container, raise_unless_damage
-from spacepatch.decode.probe import display_size, orientation_of
+from spacepatch.decode.deinterlace import treat_interlaced
+from spacepatch.decode.opening import MAX_PIXELS, open_container, raise_unless_damage
+from spacepatch.decode.orientation import display_size, orientation_of
 from spacepatch.errors import DecodeError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+    from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
 SEEK_AFTER_FRAMES = 500
 """Frames before the first wanted one from which a jump to a keyframe pays."""
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 TIMED_CONTAINERS = frozenset({"mov", "matroska", "flv", "asf", "mpegts"})
 """Those that tell the time of every packet. Elsewhere (a program stream, a raw one) FFmpeg counts
 times from the start, and after a jump they can be a frame off."""
@@ -33,6 +37,10 @@ def decode_pictures(
     offset: int | None = None,
     num_bytes: int | None = None,
     on_picture: Callable[[], None] = lambda: None,
+    interlaced: str = "deinterlace",
+    max_pixels: int = MAX_PIXELS,
+    trust_input: bool = False,
+    untagged: str = "bt601",
 ) -> Iterator[Picture]:
     """Yield the wanted pictures in order of presentation, in one pass, and stop after the last.
 
@@ -43,10 +51,15 @@ def decode_pictures(
         indices: ``(n,)`` strictly increasing presentation indices of the wanted frames.
         pts: ``(n,)`` int64, their times as probed.
         on_picture: called for every picture that the decoder makes, wanted or not: a sign of life.
+        interlaced: what becomes of pictures of two fields, a word of `INTERLACED`.
+        max_pixels: of a picture; a larger one in the middle of a stream is not decoded.
+        trust_input, untagged: of no effect, for decoders that make RGB themselves. What this one
+            reads is always held against the allow-lists, and its pictures keep their own colours.
 
     Raises:
         DecodeError: the source does not open any more, or the size of its pictures is not the
-            planned one (`size_changed`), after the pictures before that.
+            planned one (`size_changed`), or it is interlaced where `interlaced` is `skip`
+            (`skipped_by_policy`), after the pictures before that.
     """
     from av.video.stream import VideoStream
 
@@ -54,77 +67,141 @@ def decode_pictures(
         return
     # Where times are not to be trusted, only the order is.
     numbered = info.pts_repaired not in ("", "repeated")
-    keys = indices if numbered else pts
-    place_of = {int(key): place for place, key in enumerate(keys)}
-    stop_key = int(keys[-1])
     far = int(indices[0]) >= SEEK_AFTER_FRAMES and not info.pts_repaired
     far = far and info.container in TIMED_CONTAINERS
-    with open_container(uri, offset=offset, num_bytes=num_bytes) as container:
+    with open_container(
+        uri, offset=offset, num_bytes=num_bytes, max_pixels=max_pixels
+    ) as container:
         stream = container.streams[info.stream_index]
         assert isinstance(stream, VideoStream)
-        # One thread a worker is the fastest, and damaged frames come out the same every time.
-        stream.codec_context.thread_count = 1
+        decoder = _make_decoder(stream, info, max_pixels)
         if numbered:
-            stream.codec_context.copy_opaque = True
-            frames = _decode_all(container, stream, numbered=True)
+            decoder.copy_opaque = True
+            starts = frozenset(part.first for part in info.parts[1:])
+            frames = _decode_all(container, stream, decoder, starts, numbered=True)
+            numbers = _by_order(frames, decoder)
         else:
-            frames = _frames(container, stream, seek_to=int(pts[0]) if far else None)
+            # To deinterlace a picture takes the one before it.
+            before = int(pts[0]) - 1 if interlaced == "deinterlace" else int(pts[0])
+            starts = frozenset(part.first_pts for part in info.parts[1:])
+            frames = _frames(container, stream, decoder, starts, before if far else None)
+            numbers = _by_time(frames, repeated=info.pts_repaired == "repeated")
+        wanted = _mark_wanted(
+            numbers,
+            keys=indices if numbered else pts,
+            one_more=interlaced == "deinterlace",
+            on_picture=on_picture,
+        )
         orientations: dict[int, tuple[int, bool]] = {}
-        key: int | None = None
-        position, last_pts, repetitions = -1, None, 0
-        for frame in frames:
-            on_picture()
-            if numbered:
-                # In a stream without reordering a picture has the number of its packet, whatever
-                # became of the packets before; with it, `_decode_all` ends at the first failure.
-                own = None if stream.codec_context.has_b_frames else frame.opaque
-                if own is not None and own <= position:
-                    continue
-                key = position = position + 1 if own is None else own
-            else:
-                # As probed: the k-th repetition of a time is k ticks later.
-                repetitions = repetitions + 1 if frame.pts == last_pts else 0
-                last_pts = frame.pts
-                repeated = info.pts_repaired and frame.pts is not None
-                key = frame.pts + repetitions if repeated else frame.pts
-            place = None if key is None else place_of.pop(key, None)
-            if place is not None:
-                # PyAV's side data and its frame hold each other until the garbage collector comes:
-                # looked at for each frame, it keeps hundreds of megabytes of pictures alive.
-                if frame.rotation not in orientations:
-                    orientations[frame.rotation] = orientation_of(frame)
-                orientation = orientations[frame.rotation]
-                yield _picture(frame, info, int(indices[place]), int(pts[place]), orientation)
-            if key is not None and key >= stop_key:
-                return
+        for frame, (place, was_interlaced), is_corrupt in treat_interlaced(
+            wanted, policy=interlaced
+        ):
+            # PyAV's side data and its frame hold each other until the garbage collector comes:
+            # looked at for each frame, it keeps hundreds of megabytes of pictures alive.
+            if frame.rotation not in orientations:
+                orientations[frame.rotation] = orientation_of(frame)
+            rotation, mirrored = orientations[frame.rotation]
+            _check_size(frame, info, int(indices[place]), rotation)
+            yield Picture(
+                frame=frame,
+                pts=int(pts[place]),
+                index=int(indices[place]),
+                rotation=rotation,
+                mirrored=mirrored,
+                is_corrupt=is_corrupt,
+                was_interlaced=was_interlaced,
+            )
 
 
-def _picture(
-    frame: Any, info: VideoInfo, index: int, pts: int, orientation: tuple[int, bool]
-) -> Picture:
-    rotation, mirrored = orientation
+def _by_order(
+    frames: Iterator[Any], decoder: VideoCodecContext
+) -> Iterator[tuple[Any, int | None]]:
+    """Frames with their presentation index, where times cannot be trusted.
+
+    In a stream without reordering a picture has the number of its packet, whatever became of the
+    packets before; with it, `_decode_all` ends at the first failure.
+    """
+    position = -1
+    for frame in frames:
+        own = None if decoder.has_b_frames else frame.opaque
+        if own is not None and own <= position:
+            continue
+        position = position + 1 if own is None else own
+        yield frame, position
+
+
+def _by_time(frames: Iterator[Any], *, repeated: bool) -> Iterator[tuple[Any, int | None]]:
+    """Frames with their time as probed: the k-th repetition of a time is k ticks later."""
+    last_pts, repetitions = None, 0
+    for frame in frames:
+        repetitions = repetitions + 1 if frame.pts == last_pts else 0
+        last_pts = frame.pts
+        yield frame, frame.pts + repetitions if repeated and frame.pts is not None else frame.pts
+
+
+def _mark_wanted(
+    frames: Iterator[tuple[Any, int | None]],
+    *,
+    keys: np.ndarray,
+    one_more: bool,
+    on_picture: Callable[[], None],
+) -> Iterator[tuple[Any, tuple[int, bool] | None]]:
+    """Every frame up to the last wanted one, with its place in `keys` and whether it is interlaced.
+
+    Args:
+        one_more: give the frame after the last one too, where that is interlaced.
+    """
+    place_of = {int(key): place for place, key in enumerate(keys)}
+    stop_key = int(keys[-1])
+    for frame, key in frames:
+        on_picture()
+        place = None if key is None else place_of.pop(key, None)
+        yield frame, None if place is None else (place, bool(frame.interlaced_frame))
+        if key is not None and key >= stop_key:
+            if one_more and frame.interlaced_frame:
+                yield from ((after, None) for after, _ in itertools.islice(frames, 1))
+            return
+
+
+def _check_size(frame: Any, info: VideoInfo, index: int, rotation: int) -> None:
+    """Raise where the size of a picture is not the one that was planned."""
+    part = info.part_at(index)
     size = display_size(
-        (frame.height, frame.width),
-        rotation=rotation,
-        pixel_aspect_ratio=info.pixel_aspect_ratio,
+        (frame.height, frame.width), rotation=rotation, pixel_aspect_ratio=part.pixel_aspect_ratio
     )
-    if size != info.display_size:
+    if size != part.display_size:
         raise DecodeError(
             f"pictures change to {size[1]} x {size[0]} at frame {index}, "
-            f"planned were {info.display_size[1]} x {info.display_size[0]}",
+            f"planned were {part.display_size[1]} x {part.display_size[0]}",
             reason="size_changed",
         )
-    return Picture(
-        frame=frame,
-        pts=pts,
-        index=index,
-        rotation=rotation,
-        mirrored=mirrored,
-        is_corrupt=bool(frame.is_corrupt),
-    )
 
 
-def _frames(container: InputContainer, stream: VideoStream, seek_to: int | None) -> Iterator[Any]:
+def _make_decoder(stream: VideoStream, info: VideoInfo, max_pixels: int) -> VideoCodecContext:
+    """The stream's own decoder or, for VP8 and VP9 with an alpha channel beside the picture, the
+    one that reads it: FFmpeg's own leaves it out."""
+    from av.codec import CodecContext
+    from av.video.codeccontext import VideoCodecContext
+
+    decoder = stream.codec_context
+    name = _ALPHA_DECODERS.get(info.codec) if info.alpha else None
+    if name is not None:
+        made = CodecContext.create(name, "r")
+        assert isinstance(made, VideoCodecContext)
+        made.extradata, made.options = decoder.extradata, {"max_pixels": str(max_pixels)}
+        decoder = made
+    # One thread a worker is the fastest, and damaged frames come out the same every time.
+    decoder.thread_count = 1
+    return decoder
+
+
+def _frames(
+    container: InputContainer,
+    stream: VideoStream,
+    decoder: VideoCodecContext,
+    starts: frozenset[int],
+    seek_to: int | None,
+) -> Iterator[Any]:
     """Every frame from the keyframe at or before `seek_to`, else from the start.
 
     A broken packet costs its own frame; the end of the file, however early, ends the frames.
@@ -134,7 +211,7 @@ def _frames(container: InputContainer, stream: VideoStream, seek_to: int | None)
     if seek_to is not None:
         with suppress(FFmpegError):
             container.seek(seek_to, stream=stream, backward=True)
-        frames = _decode_all(container, stream)
+        frames = _decode_all(container, stream, decoder, starts)
         head = next(frames, None)
         if head is not None and head.pts is not None and head.pts <= seek_to:
             yield head
@@ -146,16 +223,25 @@ def _frames(container: InputContainer, stream: VideoStream, seek_to: int | None)
         except FFmpegError as error:
             raise_unless_damage(error, DecodeError)
             return
-        stream.codec_context.flush_buffers()
-    yield from _decode_all(container, stream)
+        decoder.flush_buffers()
+    yield from _decode_all(container, stream, decoder, starts)
 
 
 def _decode_all(
-    container: InputContainer, stream: VideoStream, *, numbered: bool = False
+    container: InputContainer,
+    stream: VideoStream,
+    decoder: VideoCodecContext,
+    starts: frozenset[int],
+    *,
+    numbered: bool = False,
 ) -> Iterator[Any]:
     """Every frame from here on; `numbered` ones carry the number that the probe gave the packet.
 
     Where pictures are reordered, nothing tells the place of one that failed: numbered frames end.
+
+    Args:
+        starts: numbers (or times) of the keyframes from which the size is another. Some decoders
+            drop what they hold back for reordering when the size changes, so it is fetched before.
     """
     from av.error import FFmpegError
 
@@ -179,12 +265,15 @@ def _decode_all(
                 packet.opaque = number
                 number += 1
         try:
-            yield from stream.codec_context.decode(packet)
+            if packet.is_keyframe and (number - 1 if numbered else packet.pts) in starts:
+                yield from decoder.decode(None)
+                decoder.flush_buffers()
+            yield from decoder.decode(packet)
         except FFmpegError as error:
             raise_unless_damage(error, DecodeError, reading=False)
-            if numbered and stream.codec_context.has_b_frames:
+            if numbered and decoder.has_b_frames:
                 return
     try:
-        yield from stream.codec_context.decode(None)
+        yield from decoder.decode(None)
     except FFmpegError as error:
         raise_unless_damage(error, DecodeError, reading=False)

@@ -17,6 +17,7 @@ from spacepatch.inspection.folders import read_batches
 from spacepatch.inspection.shard import FoundShard
 from spacepatch.inspection.tables import read_checked
 from spacepatch.packing import lower_bound
+from spacepatch.pipeline.finishing import HDR_HANDLED, handled_alpha
 from spacepatch.pipeline.planfile import Plan, PlannedSource
 from spacepatch.shards import DATASET, LOSSES, SEGMENTS, SOURCES, TABLES
 from spacepatch.shards.tables import read_arrow
@@ -28,8 +29,6 @@ REQUIRED_SOURCES = (
     "source source_root source_id split content_id bytes num_clips num_segments num_tokens "
     "frames_selected frames_written frames_lost"
 ).split()
-
-PIXEL_CONSTANTS = {"scale": 255, "channels": 3}
 
 Found = dict[str, FoundShard | None]
 """By stem, in task order; None where there is no receipt to go by."""
@@ -252,7 +251,8 @@ def _check_planned(
         selected[loss.source_id] += loss.num_frames
     observed: dict[str, Any] = {}
     for shard in found.values():
-        observed.update(shard.receipt.observed if shard is not None else {})
+        for identity, seen in (shard.receipt.observed if shard is not None else {}).items():
+            observed[identity] = {**seen, **observed.get(identity, {})}
     planned = {entry.source.source_id: entry for entry in plan.sources}
     report = findings.at("sources.parquet")
     for source_id in planned.keys() - {row["source_id"] for row in rows}:
@@ -263,14 +263,14 @@ def _check_planned(
         if source_id not in planned:
             at("is no source of the plan")
             continue
-        expected = _described(planned[source_id], observed.get(source_id))
+        expected = _described(planned[source_id], observed.get(source_id), plan.settings)
         expected |= {"num_clips": clips[source_id], "frames_selected": selected[source_id]}
         for key, value in expected.items():
             if row[key] != value:
                 at(f"{key} is {row[key]!r}, plan and receipts say {value!r}")
 
 
-def _described(planned: PlannedSource, observed: Any) -> dict[str, Any]:
+def _described(planned: PlannedSource, observed: Any, settings: dict[str, Any]) -> dict[str, Any]:
     """What a row of sources.parquet must say of a source, but for its counts."""
     source, info = planned.source, planned.info
     row: dict[str, Any] = dict.fromkeys(key for key in SOURCES if key not in REQUIRED_SOURCES)
@@ -292,7 +292,9 @@ def _described(planned: PlannedSource, observed: Any) -> dict[str, Any]:
         "pixel_aspect_ratio": str(info.pixel_aspect_ratio),
         "time_base": str(info.time_base),
         "colour_tagged": info.colour["tagged"],
-        "alpha": "composited on black" if info.alpha else "",
+        "hdr": f"{info.hdr}, {HDR_HANDLED[settings['hdr']]}" if info.hdr else "",
+        "alpha": handled_alpha(settings) if info.alpha else "",
+        "declined": "",
         "duration_seconds": seconds,
         "num_frames": planned.num_frames,
         "source_fps": planned.num_frames / seconds if seconds else None,
@@ -303,6 +305,8 @@ def _described(planned: PlannedSource, observed: Any) -> dict[str, Any]:
         column = columns[key] if key in columns else str(key)
         if column in row:
             row[column] = value
+    if isinstance(observed, dict) and observed.get("fields"):
+        row["interlaced"] = f"{info.interlaced}, {observed['fields']}"
     return row
 
 
@@ -324,8 +328,11 @@ def _check_dataset(
             report(f"{key} is not that of plan.json")
     if dataset.get("plans") != ["plan.parquet"]:
         report(f"plans is {dataset.get('plans')!r}")
-    if dataset.get("kind") == "pixels" and dataset.get("constants") != PIXEL_CONSTANTS:
-        report(f"constants is {dataset.get('constants')!r}, not {PIXEL_CONSTANTS!r}")
+    settings = dataset.get("settings")
+    alpha = isinstance(settings, dict) and settings.get("alpha")
+    constants = {"scale": 255, "channels": 4 if alpha else 3}
+    if dataset.get("kind") == "pixels" and dataset.get("constants") != constants:
+        report(f"constants is {dataset.get('constants')!r}, not {constants!r}")
     if plan is not None:
         layout = plan.layout
         for key in ("store", "members", "token_dtype", "token_width", "position_dtype",
@@ -363,6 +370,7 @@ def _check_dataset(
             "planned_tokens": plan.num_tokens,
         }
     if sources is not None:
+        totals["declined"] = sum(1 for row in sources if row["declined"])
         totals["sources_with_segments"] = sum(1 for row in sources if row["num_segments"])
         for key in ("frames_selected", "frames_written", "frames_lost"):
             totals[key] = sum(row[key] for row in sources)

@@ -252,6 +252,7 @@ def _planned_values(spec: ClipSpec, planned: PlannedSource) -> dict[str, Any]:
     info, source = planned.info, planned.source
     assert info is not None, "a clip has a probed source"
     duration = planned.duration_seconds
+    shown = info.part_at(int(spec.frame_indices[0])).display_size
     return {
         "source": source.name,
         "source_root": source.source_root,
@@ -263,7 +264,7 @@ def _planned_values(spec: ClipSpec, planned: PlannedSource) -> dict[str, Any]:
         "source_fps": planned.num_frames / duration if duration else None,
         "sampled_fps": None if spec.sampled_fps is None else float(spec.sampled_fps),
         "num_source_frames": spec.num_source_frames,
-        "scale": [spec.size[0] / info.display_size[0], spec.size[1] / info.display_size[1]],
-        "aspect_error": aspect_error(info.display_size, spec.size),
+        "scale": [spec.size[0] / shown[0], spec.size[1] / shown[1]],
+        "aspect_error": aspect_error(shown, spec.size),
         "pts_repaired": info.pts_repaired,
     }

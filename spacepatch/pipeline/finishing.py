@@ -60,7 +60,9 @@ def finish_run(folder: Path, plan: Plan) -> RunSummary:
     }
     observed: dict[str, dict[str, Any]] = {}
     for receipt in receipts:
-        observed.update(receipt.observed)
+        for identity, seen in receipt.observed.items():
+            # Tasks see different frames of one source: what any of them saw holds.
+            observed[identity] = {**seen, **observed.get(identity, {})}
     rows = _source_rows(plan, losses, counts, observed)
     tables["sources.parquet"] = write_table(folder / "sources.parquet", SOURCES, rows)
     tables["losses.parquet"] = write_table(
@@ -83,7 +85,7 @@ def finish_run(folder: Path, plan: Plan) -> RunSummary:
         "token_width": plan.layout.token_width,
         "position_dtype": plan.layout.position_dtype,
         "pack_length": plan.layout.pack_length,
-        "constants": {"scale": 255, "channels": 3},
+        "constants": {"scale": 255, "channels": 4 if plan.settings["alpha"] else 3},
         "totals": totals,
         "tables": tables,
         "shards": [
@@ -176,7 +178,7 @@ def _source_rows(
         count = counts.get(identity, Counter())
         rows.append(
             {
-                **_describe(planned, observed.get(identity, {})),
+                **_describe(planned, observed.get(identity, {}), plan.settings),
                 "num_clips": clips[identity],
                 "num_segments": count["segments"],
                 "num_tokens": count["tokens"],
@@ -188,7 +190,9 @@ def _source_rows(
     return rows
 
 
-def _describe(planned: PlannedSource, observed: dict[str, Any]) -> dict[str, Any]:
+def _describe(
+    planned: PlannedSource, observed: dict[str, Any], settings: dict[str, Any]
+) -> dict[str, Any]:
     source, info = planned.source, planned.info
     row: dict[str, Any] = {
         "source": source.name,
@@ -217,9 +221,10 @@ def _describe(planned: PlannedSource, observed: dict[str, Any]) -> dict[str, Any
         "colour_transfer": info.colour["transfer"],
         "colour_tagged": observed.get("tagged", info.colour["tagged"]),
         "bit_depth": info.bit_depth,
-        "hdr": info.hdr,
-        "interlaced": info.interlaced,
-        "alpha": "composited on black" if info.alpha else "",
+        "hdr": f"{info.hdr}, {HDR_HANDLED[settings['hdr']]}" if info.hdr else "",
+        "interlaced": ", ".join(filter(None, (info.interlaced, observed.get("fields")))),
+        "alpha": handled_alpha(settings) if info.alpha else "",
+        "declined": observed.get("declined", ""),
         "time_base": str(info.time_base),
         "duration_seconds": planned.duration_seconds,
         "source_fps": planned.num_frames / planned.duration_seconds
@@ -229,6 +234,14 @@ def _describe(planned: PlannedSource, observed: dict[str, Any]) -> dict[str, Any
         "num_frames": planned.num_frames,
         "pts_repaired": info.pts_repaired,
     }
+
+
+HDR_HANDLED = {"tonemap": "tone mapped to BT.709", "skip": "skipped", "raw": "raw"}
+
+
+def handled_alpha(settings: dict[str, Any]) -> str:
+    """What became of the alpha of sources that have it."""
+    return "kept" if settings["alpha"] else f"composited on {settings['background']}"
 
 
 def _lost_sources(rows: list[dict[str, Any]], losses: list[Loss]) -> list[str]:
@@ -252,6 +265,7 @@ def _totals(
         "sources": len(plan.sources),
         "sources_with_segments": sum(1 for row in rows if row["num_segments"]),
         "ignored": plan.num_ignored,
+        "declined": sum(1 for row in rows if row.get("declined")),
         "clips": plan.num_clips,
         "segments": sum(receipt.segments for receipt in receipts),
         "tokens": tokens,

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from spacepatch.config import RunConfig, fingerprint
-from spacepatch.data import ClipSpec, Loss, Source, Task, VideoInfo
+from spacepatch.data import ClipSpec, Loss, Part, Source, Task, VideoInfo
 from spacepatch.environment import environment
 from spacepatch.errors import ResumeError, ShardError
 from spacepatch.pipeline.placement import Placement
@@ -159,7 +159,8 @@ def _info_json(planned: PlannedSource) -> str | None:
     values = asdict(planned.info)
     del values["frame_pts"]
     values["time_base"] = str(planned.info.time_base)
-    values["pixel_aspect_ratio"] = str(planned.info.pixel_aspect_ratio)
+    for part in values["parts"]:
+        part["pixel_aspect_ratio"] = str(part["pixel_aspect_ratio"])
     values["num_frames"] = planned.num_frames
     values["duration_seconds"] = planned.duration_seconds
     return json.dumps(values, sort_keys=True)
@@ -257,10 +258,17 @@ def _read_source(row: dict[str, Any], sources: dict[str, Source]) -> PlannedSour
     info = VideoInfo(
         **{
             **values,
-            "coded_size": tuple(values["coded_size"]),
-            "display_size": tuple(values["display_size"]),
+            "parts": tuple(
+                Part(
+                    part["first"],
+                    part["first_pts"],
+                    tuple(part["coded_size"]),
+                    tuple(part["display_size"]),
+                    Fraction(part["pixel_aspect_ratio"]),
+                )
+                for part in values["parts"]
+            ),
             "time_base": Fraction(values["time_base"]),
-            "pixel_aspect_ratio": Fraction(values["pixel_aspect_ratio"]),
             "frame_pts": np.empty(0, np.int64),
         }
     )
@@ -312,7 +320,7 @@ def check_plan(document: dict[str, Any], config: RunConfig) -> None:
     for key, value in now.items():
         if document["settings"].get(key) != value:
             differences.append(f"{key} was {document['settings'].get(key)!r}, is {value!r}")
-    for name, value in environment(config.resampler).items():
+    for name, value in environment(config.resampler, config.decoder).items():
         if document["environment"].get(name) != value:
             differences.append(f"{name} was {document['environment'].get(name)}, is {value}")
     if differences:

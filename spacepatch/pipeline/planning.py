@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
@@ -15,9 +16,9 @@ from spacepatch.config import RunConfig, fingerprint
 from spacepatch.data import ClipSpec, Loss, Source, Task, VideoInfo
 from spacepatch.environment import environment
 from spacepatch.errors import ConfigError, SourceError
-from spacepatch.jobs import Probed, probe_source, slim
 from spacepatch.pipeline.placement import Placement, cut_into_tasks
 from spacepatch.pipeline.planfile import Plan, PlannedSource, inputs_fingerprint
+from spacepatch.probes import Probed, ProbeJob, describe_cut, probe_source, slim
 from spacepatch.resize import fit_size
 from spacepatch.shards import Layout
 from spacepatch.sources import Listing
@@ -42,7 +43,7 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
     Raises:
         ConfigError: the settings fit no plan.
     """
-    probed = probe_sources(listing.sources, pool, on_probed)
+    probed = probe_sources(listing.sources, config, pool, on_probed)
     sources: list[PlannedSource] = []
     losses: list[Loss] = [
         _source_loss(source, "list", "unreadable", "no such file") for source in listing.missing
@@ -70,7 +71,7 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
         name="",
         settings=config.part("token", "layout", "selection", "seed"),
         fingerprints=prints,
-        environment=environment(config.resampler),
+        environment=environment(config.resampler, config.decoder),
         layout=layout,
         placement=placement,
         sources=tuple(sources),
@@ -82,13 +83,25 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
 
 
 def probe_sources(
-    sources: Sequence[Source], pool: WorkerPool, on_probed: Progress = lambda done, total: None
+    sources: Sequence[Source],
+    config: RunConfig,
+    pool: WorkerPool,
+    on_probed: Progress = lambda done, total: None,
 ) -> list[Probed]:
     """Probe side by side, in killable workers; results in the order of `sources`."""
+    jobs = (
+        ProbeJob(
+            source,
+            stream=config.stream or "",
+            max_pixels=config.max_pixels,
+            decode_all=config.on_error == "skip-video",
+        )
+        for source in sources
+    )
     results: list[Probed | None] = [None] * len(sources)
     done = 0
     on_probed(done, len(sources))
-    for row, outcome in pool.map(probe_source, iter(enumerate(sources))):
+    for row, outcome in pool.map(probe_source, enumerate(jobs)):
         if isinstance(outcome, Fault):
             outcome = Probed("", None, outcome.reason, outcome.message)
         results[row] = outcome
@@ -126,17 +139,20 @@ def _choose(
     config: RunConfig, row: int, source: Source, info: VideoInfo
 ) -> tuple[list[ClipSpec], list[Loss]]:
     policy, value = config.size_policy
+    sampler, sampler_value = config.sampler
     try:
-        size = fit_size(
-            info.display_size,
-            patch=config.patch_size,
-            policy=policy,
-            value=value,
-            upscale=config.upscale,
+        sizes = tuple(
+            fit_size(
+                part.display_size,
+                patch=config.patch_size,
+                policy=policy,
+                value=value,
+                upscale=config.upscale,
+            )
+            for part in info.parts
         )
     except SourceError as error:
         return [], [_source_loss(source, "resize", error.reason, str(error))]
-    sampler, sampler_value = config.sampler
     try:
         clips, ruled_out = choose_clips(
             info,
@@ -144,7 +160,7 @@ def _choose(
             ranges=source.ranges,
             sampler=sampler,
             sampler_value=sampler_value,
-            size=size,
+            sizes=sizes,
             tubelet_size=config.tubelet_size,
             patch_size=config.patch_size,
             tail=config.tail,
@@ -158,13 +174,39 @@ def _choose(
         return [], [_source_loss(source, "list", error.reason, str(error))]
     except ConfigError as error:
         raise ConfigError(f"{source.name}: {error}") from None
+    skipped = _skipped(config, info)
+    if skipped:
+        loss = _source_loss(source, "list", "skipped_by_policy", skipped)
+        return [], [replace(loss, num_frames=sum(len(clip.frame_pts) for clip in clips))]
     if config.cut_to_fit:
         clips = _tell_apart(clips)
     losses = [
         replace(_source_loss(source, "list", loss.reason, loss.message), num_frames=loss.num_frames)
         for loss in ruled_out
     ]
+    if info.cut_off:
+        cut = _source_loss(source, "probe", "truncated", describe_cut(info))
+        losses.append(replace(cut, num_frames=_missing_samples(config, source, info)))
     return clips, losses
+
+
+def _skipped(config: RunConfig, info: VideoInfo) -> str:
+    """Why the settings leave out this source, from its header; empty where they do not."""
+    if info.hdr and config.hdr == "skip":
+        return f"HDR video ({info.hdr}), and hdr is skip"
+    if info.interlaced in ("tff", "bff") and config.interlaced == "skip":
+        return f"interlaced video ({info.interlaced}), and interlaced is skip"
+    return ""
+
+
+def _missing_samples(config: RunConfig, source: Source, info: VideoInfo) -> int:
+    """Frames that would have been selected from the missing end of a cut-off file, about."""
+    sampler, value = config.sampler
+    if source.ranges or sampler == "num-frames":
+        return 0
+    if sampler == "every-frame":
+        return info.missing_frames
+    return math.floor(info.missing_ticks * info.time_base * value)
 
 
 def _tell_apart(clips: list[ClipSpec]) -> list[ClipSpec]:
@@ -184,7 +226,7 @@ def _tell_apart(clips: list[ClipSpec]) -> list[ClipSpec]:
 
 def layout_of(config: RunConfig, clips: Sequence[ClipSpec]) -> Layout:
     """What every pack of this run has in common."""
-    width = token_width(config.tubelet_size, config.patch_size)
+    width = token_width(config.tubelet_size, config.patch_size, config.channels)
     index = config.index
     if index == "auto":
         index = "full" if width >= SMALL_TOKEN_BYTES else "compact"
@@ -203,9 +245,9 @@ def layout_of(config: RunConfig, clips: Sequence[ClipSpec]) -> Layout:
 def fingerprints_of(config: RunConfig) -> dict[str, str]:
     """What makes the tokens, what lays them out, and with which libraries."""
     return {
-        "token": fingerprint({"decoder": "pyav", "kind": "pixels", **config.part("token")}),
+        "token": fingerprint({"kind": "pixels", **config.part("token")}),
         "layout": fingerprint({"store": "tokens", **config.part("layout")}),
-        "environment": fingerprint(environment(config.resampler)),
+        "environment": fingerprint(environment(config.resampler, config.decoder)),
     }
 
 

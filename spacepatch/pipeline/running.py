@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from spacepatch.arena import Arena
+from spacepatch.config import parse_colour
 from spacepatch.data import Loss, Task, TaskReport
 from spacepatch.errors import ShardError
 from spacepatch.jobs import Job, JobResult, TokenSettings, run_job
@@ -162,12 +163,22 @@ class _Running:
         offsets = [0, *np.cumsum(lengths).tolist()]
         depth = layout.token_width * np.dtype(layout.token_dtype).itemsize
         arena = Arena(offsets[-1] * depth, folder=private_folder(folder))
+        asked = plan.settings
         settings = TokenSettings(
             tubelet_size=layout.tubelet_size,
             patch_size=layout.patch_size,
-            layout=plan.settings["layout"],
-            tail=plan.settings["tail"],
-            resampler=plan.settings["resampler"],
+            layout=asked["layout"],
+            tail=asked["tail"],
+            resampler=asked["resampler"],
+            decoder=asked["decoder"],
+            trust_input=asked["trust_input"],
+            max_pixels=asked["max_pixels"],
+            interlaced=asked["interlaced"],
+            untagged=asked["untagged"],
+            hdr=asked["hdr"],
+            background=parse_colour(asked["background"]),
+            alpha=asked["alpha"],
+            allow_corrupt=asked["allow_corrupt"],
             token_dtype=layout.token_dtype,
             token_width=layout.token_width,
         )

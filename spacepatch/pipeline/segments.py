@@ -72,6 +72,7 @@ def segment_row(plan: Plan, made: Made, first: int, last: int) -> tuple[dict[str
     valid = sum(min(size, len(pts) - int(row) * size) for row in rows)
     grid = (high - low, *spec.grid_thw[1:])
     seconds = [float(int(time) * info.time_base) for time in pts[::size]]
+    part = info.part_at(int(spec.frame_indices[0]))
     row = {
         "segment_id": make_segment_id(
             plan.fingerprints["token"],
@@ -109,20 +110,21 @@ def segment_row(plan: Plan, made: Made, first: int, last: int) -> tuple[dict[str
         "padded_frames": tokens.padded_frames if high == tokens.grid_t else 0,
         "repeated_frames": int(np.count_nonzero(np.diff(indices) == 0)),
         "corrupt_frames": len(pts) - valid,
+        "damaged_frames": int(np.isin(tokens.damaged, np.arange(low * size, high * size)).sum()),
         "tail": plan.settings["tail"],
         "crop": None,
         "pad": (0, 0),
         "scale": [
-            spec.size[0] / info.display_size[0],
-            spec.size[1] / info.display_size[1],
+            spec.size[0] / part.display_size[0],
+            spec.size[1] / part.display_size[1],
         ],
-        "aspect_error": aspect_error(info.display_size, spec.size),
+        "aspect_error": aspect_error(part.display_size, spec.size),
         "tubelet_size": size,
         "patch_size": layout.patch_size,
         "layout": plan.settings["layout"],
         "order": layout.order,
         "drop": None,
-        "decoder": "pyav",
+        "decoder": tokens.decoder,
         "pts_repaired": info.pts_repaired,
     }
     return row, rows

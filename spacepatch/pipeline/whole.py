@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from spacepatch.config import RunConfig
+from spacepatch.config import RunConfig, parse_bytes
 from spacepatch.data import POLICY_REASONS, Loss, Task, TaskReport
 from spacepatch.errors import ConfigError, LossLimitError, ShardError
 from spacepatch.pipeline.finishing import (
@@ -90,7 +90,8 @@ def make_pool(config: RunConfig) -> WorkerPool:
             f"workers: {workers} are too many for {cores} cores; a worker keeps a core busy, "
             f"so give up to {MOST_WORKERS_PER_CORE * cores}, or leave it out"
         )
-    return WorkerPool(workers=workers, timeout=config.timeout)
+    memory = parse_bytes(config.worker_memory)
+    return WorkerPool(workers=workers, timeout=config.timeout, worker_memory=memory)
 
 
 def tokenize(
@@ -125,7 +126,7 @@ def tokenize(
             clear_folder(out)
         plan = _plan_or_resume(out, config, listing, pool, watch)
         if retry_lost:
-            if _is_probed_now(plan, pool):
+            if _is_probed_now(plan, config, pool):
                 # A plan that a timeout made smaller is not the untroubled one: it is made anew.
                 clear_folder(out)
                 plan = _plan_or_resume(out, config, listing, pool, watch)
@@ -229,8 +230,8 @@ class LossCount:
             )
 
 
-def _is_probed_now(plan: Plan, pool: WorkerPool) -> bool:
+def _is_probed_now(plan: Plan, config: RunConfig, pool: WorkerPool) -> bool:
     """Whether a source whose probe was lost to its environment can be probed after all."""
     lost = {loss.source_id for loss in plan.losses if loss.retryable}
     again = [entry.source for entry in plan.sources if entry.source.source_id in lost]
-    return any(found.info is not None for found in probe_sources(again, pool))
+    return any(found.info is not None for found in probe_sources(again, config, pool))

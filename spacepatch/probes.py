@@ -1,0 +1,111 @@
+"""Probe a source in a worker: what it holds, and who it is."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from spacepatch.data import Source, VideoInfo
+from spacepatch.decode import choose_decoder, probe_video
+from spacepatch.decode.opening import MAX_PIXELS
+from spacepatch.errors import ProbeError, SourceError
+from spacepatch.sources import content_id
+from spacepatch.workers import beat
+
+
+@dataclass(frozen=True, slots=True)
+class Probed:
+    """What a probe found."""
+
+    content_id: str
+    info: VideoInfo | None
+    reason: str = ""
+    message: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ProbeJob:
+    """A source to be probed, and how."""
+
+    source: Source
+    stream: str = ""
+    """Which video stream, see `choose_stream`."""
+    max_pixels: int = MAX_PIXELS
+    decode_all: bool = False
+    """Decode every frame once: a source with any damage is lost as a whole (`skip-video`)."""
+
+
+def probe_source(job: ProbeJob) -> Probed:
+    """Headers, packets and content id of one source; a bad one is data, not an exception."""
+    try:
+        return _probe(job)
+    except Exception as error:
+        error.add_note(f"source: {job.source.name}")
+        raise
+
+
+def _probe(job: ProbeJob) -> Probed:
+    source = job.source
+    identity = ""
+    try:
+        identity = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
+        info = probe_video(
+            source.uri,
+            offset=source.member_offset,
+            num_bytes=source.num_bytes,
+            stream=job.stream,
+            max_pixels=job.max_pixels,
+            on_packet=beat,
+        )
+        if job.decode_all:
+            _check_all(job, info)
+    except SourceError as error:
+        return Probed(identity, None, error.reason, str(error))
+    except OSError as error:
+        return Probed(identity, None, "io", f"cannot be read: {error.strerror}")
+    return Probed(identity, info)
+
+
+def _check_all(job: ProbeJob, info: VideoInfo) -> None:
+    """Raise at the first sign of damage, with the reason that it would have had as a loss."""
+    if info.cut_off:
+        raise ProbeError(describe_cut(info), reason="truncated")
+    source = job.source
+    pictures = choose_decoder(info)[1](
+        source.uri,
+        info=info,
+        indices=np.arange(len(info.frame_pts)),
+        pts=info.frame_pts,
+        offset=source.member_offset,
+        num_bytes=source.num_bytes,
+        on_picture=beat,
+        interlaced="keep",
+        max_pixels=job.max_pixels,
+    )
+    count = 0
+    for picture in pictures:
+        if picture.is_corrupt or picture.index != count:
+            message = f"frame {count} is damaged or missing, and on_error is skip-video"
+            raise ProbeError(message, reason="corrupt_frames")
+        count += 1
+    if count < len(info.frame_pts):
+        message = f"{count} of {len(info.frame_pts)} frames decode, and on_error is skip-video"
+        raise ProbeError(message, reason="truncated")
+
+
+def describe_cut(info: VideoInfo) -> str:
+    """What a cut-off file promised, for its loss."""
+    if not info.missing_ticks:
+        return "the file ends inside a frame; how much is missing it does not say"
+    there = info.stop_pts - int(info.frame_pts[0])
+    promised = float((there + info.missing_ticks) * info.time_base)
+    return (
+        f"the file is cut off: it promises {promised:.3f} s, "
+        f"{float(there * info.time_base):.3f} s are there"
+    )
+
+
+def slim(info: VideoInfo) -> VideoInfo:
+    """A probe's result without its table of frames, for the way to a worker."""
+    return replace(info, frame_pts=np.empty(0, np.int64))
