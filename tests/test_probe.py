@@ -6,7 +6,8 @@ from pathlib import Path
 
 import av
 import pytest
-from decoding import INDEX, ffprobe_times, in_corpus, needs_corpus, reason, run
+from decoding import INDEX, ffprobe_times, in_corpus, needs_corpus, pictures, reason, run, small
+from PIL import Image
 
 from spacepatch.decode import display_size, probe_video
 from spacepatch.decode.opening import open_container
@@ -169,3 +170,29 @@ def test_a_codec_off_the_list_is_refused_and_its_decoder_never_opened(
         assert container_with_decoders.streams.video[0].codec_context.pix_fmt is not None
     with open_container(str(path)) as ours:
         assert ours.streams.video[0].codec_context.pix_fmt is None
+
+
+def test_a_gif_that_is_too_fast_is_shown_as_browsers_and_ffmpeg_5_show_it(
+    tmp_path: Path, ffmpeg: str
+) -> None:
+    version = run(ffmpeg, "-version").split()[2]
+    if not version.startswith(b"5."):
+        pytest.skip("FFmpeg 5 is the reference here; later ones keep a delay of 10 ms")
+    images = [Image.new("L", (16, 16), 40 * number) for number in range(6)]
+    durations = [50, 10, 10, 0, 200, 10]
+    path = tmp_path / "a.gif"
+    images[0].save(path, save_all=True, append_images=images[1:], duration=durations)
+    info = probe_video(str(path))
+    assert info.frame_pts.tolist() == ffprobe_times(str(path), 0) == [0, 5, 15, 25, 35, 55]
+    assert (info.stop_pts, info.pts_repaired) == (65, "too_fast")
+    grey = [int(small(picture).mean() / 40 + 0.5) for picture in pictures(path, info)]
+    assert grey == list(range(6))
+
+
+def test_a_stream_whose_decoder_cannot_start_has_no_decoder(tmp_path: Path, ffmpeg: str) -> None:
+    # Without the sequence parameters nothing of an H.264 stream can be decoded.
+    path = tmp_path / "a.ts"
+    source = ["-f", "lavfi", "-i", "testsrc2=size=64x48:rate=10:duration=1"]
+    without = ["-c:v", "libx264", "-bsf:v", "filter_units=remove_types=7|8"]
+    run(ffmpeg, "-v", "error", *source, *without, path)
+    assert reason(path) == "no_decoder"

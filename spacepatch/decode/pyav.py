@@ -20,9 +20,12 @@ if TYPE_CHECKING:
     from av.video.codeccontext import VideoCodecContext
     from av.video.stream import VideoStream
 
+_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 SEEK_AFTER_FRAMES = 500
 """Frames before the first wanted one from which a jump to a keyframe pays."""
-_ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+SEEK_EARLIER_SECONDS = (0, 2, 10, 50)
+"""How far before the wanted frame a jump aims, one after the other: a transport stream lands on any
+packet before it, and shows nothing until its next keyframe; an MP4 knows decoding times alone."""
 TIMED_CONTAINERS = frozenset({"mov", "matroska", "flv", "asf", "mpegts"})
 """Those that tell the time of every packet. Elsewhere (a program stream, a raw one) FFmpeg counts
 times from the start, and after a jump they can be a frame off."""
@@ -209,15 +212,19 @@ def _frames(
     from av.error import FFmpegError
 
     if seek_to is not None:
-        with suppress(FFmpegError):
-            container.seek(seek_to, stream=stream, backward=True)
-        frames = _decode_all(container, stream, decoder, starts)
-        head = next(frames, None)
-        if head is not None and head.pts is not None and head.pts <= seek_to:
-            yield head
-            yield from frames
-            return
-        # The container landed after the target: from the start, then.
+        assert stream.time_base is not None, "a demuxed stream has a time base"
+        for seconds in SEEK_EARLIER_SECONDS:
+            with suppress(FFmpegError):
+                target = seek_to - round(seconds / stream.time_base)
+                container.seek(target, stream=stream, backward=True)
+            decoder.flush_buffers()
+            frames = _decode_all(container, stream, decoder, starts)
+            head = next(frames, None)
+            if head is not None and head.pts is not None and head.pts <= seek_to:
+                yield head
+                yield from frames
+                return
+        # Every time the container landed after the target: from the start, then.
         try:
             container.seek(0, backward=True, any_frame=False)
         except FFmpegError as error:

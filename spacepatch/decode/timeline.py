@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from array import array
 from collections.abc import Callable
@@ -20,8 +21,17 @@ if TYPE_CHECKING:
     from av.packet import Packet
     from av.video.stream import VideoStream
 
+DISCONTINUOUS = frozenset({"mpegts", "mpeg"})
+"""Containers made for broadcasts, whose clock may be set anew at any packet."""
+MAX_STEP_SECONDS = 10
+"""Between two packets of such a stream: the clock was set, nothing was shown for so long. It is the
+`-dts_delta_threshold` of the ffmpeg command. FFmpeg's demuxer takes a step back by more than a
+minute for the wrap of a 33-bit clock, and makes it a step of 26.5 hours."""
+
 NO_PTS = -(2**63)
 """A packet without a time (FFmpeg's AV_NOPTS_VALUE)."""
+SHORTEST_GIF_TICKS, GIF_TICKS = 2, 10
+"""A GIF's frame of less than 20 ms is shown for 100 ms, as in browsers and in FFmpeg 5."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,10 +57,14 @@ class Timeline:
 class _Packets:
     """What the packets of a stream say, gathered in one pass: 17 bytes a packet."""
 
-    def __init__(self) -> None:
+    def __init__(self, max_step: int | None) -> None:
+        """`max_step`: ticks between packets beyond which the clock was set; None: never."""
+        self._max_step = max_step
         self.pts, self.durations = array("q"), array("q")
         self.changes: list[tuple[int, int, Size]] = []
         """(how many frames came before, the keyframe's pts, its size)."""
+        self.breaks: list[int] = []
+        """How many frames came before each jump of the clock."""
         self.num_packets = 0
         self.repaired = ""
         self.key_pts: int | None = None
@@ -65,15 +79,17 @@ class _Packets:
         if self.num_packets > MAX_PACKETS:
             raise ProbeError(f"more than {MAX_PACKETS} packets", reason="too_large")
         if packet.dts is not None:
-            if self._last_dts is not None and packet.dts < self._last_dts:
+            step = 0 if self._last_dts is None else packet.dts - self._last_dts
+            if step < 0 or (self._max_step is not None and step > self._max_step):
                 self.repaired = "discontinuous"
+                self.breaks.append(len(self.pts))
             self._last_dts = packet.dts
         pts = NO_PTS if packet.pts is None else packet.pts
         if packet.is_keyframe:
             if not self._seen_key:
                 # What comes before the first keyframe cannot be decoded.
                 self._seen_key, self.key_pts = True, packet.pts
-                del self.pts[:], self.durations[:]
+                del self.pts[:], self.durations[:], self.breaks[:]
             size = watch.changed_to(packet)
             if size is not None:
                 self.changes.append((len(self.pts), pts, size))
@@ -99,7 +115,9 @@ def read_timeline(
     """
     from av.error import FFmpegError
 
-    packets = _Packets()
+    assert stream.time_base is not None, "a demuxed stream has a time base"
+    can_jump = container.format.name in DISCONTINUOUS
+    packets = _Packets(round(MAX_STEP_SECONDS / stream.time_base) if can_jump else None)
     watch = SizeWatch(stream, max_pixels=max_pixels)
     demuxed = container.demux(stream)
     while True:
@@ -115,9 +133,10 @@ def read_timeline(
             packets.add(packet, watch)
     if not packets.pts:
         raise ProbeError("the video stream holds no frame to show", reason="no_video_stream")
-    assert stream.time_base is not None, "a demuxed stream has a time base"
+    if _tells_only_order(container, stream, packets):
+        packets.repaired = packets.repaired or "unordered"
     step = _ticks(stream.guessed_rate, stream.time_base)
-    frame_pts, stop, repaired = _order(packets, step)
+    frame_pts, stop, repaired = _order(packets, step, gif=container.format.name == "gif")
     counted = repaired not in ("", "repeated")
     sizes = tuple(
         (place if counted else int(np.searchsorted(frame_pts, pts)), size)
@@ -136,15 +155,18 @@ def read_timeline(
     )
 
 
-def _order(packets: _Packets, fallback_step: int) -> tuple[np.ndarray, int, str]:
+def _order(packets: _Packets, fallback_step: int, *, gif: bool) -> tuple[np.ndarray, int, str]:
     """Times in order of presentation, the end of the last frame, and what was repaired."""
     pts = np.array(packets.pts, np.int64)
     durations = np.array(packets.durations, np.int64)
     known = pts[pts != NO_PTS]
     repaired = packets.repaired or ("missing" if len(known) < len(pts) else "")
     first = int(known[0]) if len(known) else 0
-    if repaired:
+    if len(known) < len(pts):
         return *_count_times(first, len(pts), fallback_step), repaired
+    if packets.breaks:
+        joined = _join_sections(pts, durations, packets.breaks, fallback_step)
+        return *(joined or _count_times(first, len(pts), fallback_step)), repaired
     if packets.key_pts is not None:
         # Leading pictures of the first keyframe refer to what is not there.
         shown = pts >= packets.key_pts
@@ -152,14 +174,53 @@ def _order(packets: _Packets, fallback_step: int) -> tuple[np.ndarray, int, str]
     order = np.lexsort((durations, pts))
     pts, duration = pts[order], int(durations[order[-1]])
     if bool((np.diff(pts) == 0).any()):
-        repaired = "repeated"
+        repaired = repaired or "repeated"
         moved = _move_repeated(pts)
         if moved is None:
             return *_count_times(first, len(packets.pts), fallback_step), "crowded"
         pts = moved
     if duration <= 0:
         duration = int(np.median(np.diff(pts))) if len(pts) > 1 else fallback_step
+    if gif and not repaired:
+        steps = np.diff(pts, append=pts[-1] + duration)
+        if bool((steps < SHORTEST_GIF_TICKS).any()):
+            ends = pts[0] + np.cumsum(np.where(steps < SHORTEST_GIF_TICKS, GIF_TICKS, steps))
+            return np.concatenate([pts[:1], ends[:-1]]), int(ends[-1]), "too_fast"
     return pts, int(pts[-1]) + max(1, duration), repaired
+
+
+def _join_sections(
+    pts: np.ndarray, durations: np.ndarray, breaks: list[int], fallback_step: int
+) -> tuple[np.ndarray, int] | None:
+    """Times in which each section between two jumps of the clock follows the one before.
+
+    The first one keeps its times. None where a time repeats within a section.
+    """
+    joined: list[np.ndarray] = []
+    end = int(pts[0])
+    for first, last in itertools.pairwise((0, *breaks, len(pts))):
+        order = np.lexsort((durations[first:last], pts[first:last]))
+        if not len(order):
+            continue
+        section = pts[first:last][order]
+        if bool((np.diff(section) == 0).any()):
+            return None
+        joined.append(section - section[0] + end if joined else section)
+        duration = int(durations[first:last][order[-1]])
+        end = int(joined[-1][-1]) + (duration if duration > 0 else fallback_step)
+    return np.concatenate(joined), end
+
+
+def _tells_only_order(container: InputContainer, stream: VideoStream, packets: _Packets) -> bool:
+    """Whether pictures are reordered, and their packets' times are not.
+
+    AVI tells the order of packets alone. From MPEG-4 FFmpeg reads which ones are shown later; from
+    H.264, and from the packed MPEG-4 of DivX, it does not: then a picture comes with the time of
+    another, and only the order of both is true.
+    """
+    if container.format.name != "avi" or not stream.codec_context.has_b_frames:
+        return False
+    return bool((np.diff(np.array(packets.pts, np.int64)) > 0).all())
 
 
 def _count_times(start: int, num_frames: int, step: int) -> tuple[np.ndarray, int]:
