@@ -26,6 +26,7 @@ LOSS_REASONS = (
     "fewer_frames_than_planned",
     "size_changed",
     "unsupported_colour",
+    "unsupported_rotation",
     "nonfinite_latent",
     "over_pack_length",
     "skipped_by_policy",
@@ -132,6 +133,10 @@ class VideoInfo:
     """The file ends before its container says so."""
     missing_ticks: int = 0
     """What the container promises beyond `stop_pts`; 0 where a cut-off file does not say."""
+    header_frames: int = 0
+    """What the container's header claims; 0: nothing. Never relied on, only recorded."""
+    header_seconds: float | None = None
+    """The same of the length of the stream or, without that, of the file."""
     missing_frames: int = 0
     """The same in source frames, by the container's count or the stream's rate."""
 

@@ -18,6 +18,11 @@ from spacepatch.sources import content_id
 from spacepatch.tubelets import grid_shape, write_frame
 from spacepatch.workers import beat
 
+BACKENDS = frozenset({"decord", "torchcodec"})
+"""Decoders that give full-size RGB, and of damage no more than an error."""
+UNTAGGED_MATRIX = "smpte170m"
+"""What they take YUV without a matrix for."""
+
 
 @dataclass(frozen=True, slots=True)
 class TokenSettings:
@@ -145,7 +150,7 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
         )
         pts = np.concatenate([clip.frame_pts for clip in job.clips])[first]
         for picture in _pictures(job, indices, pts, observed):
-            _observe(picture, settings, observed)
+            _observe(job, picture, observed)
             if settings.hdr == "skip" and hdr_of(picture.frame):
                 message = "its pictures are HDR though its header is not, and hdr is skip"
                 raise DecodeError(message, reason="skipped_by_policy")
@@ -179,10 +184,10 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
 def _pictures(
     job: Job, indices: np.ndarray, pts: np.ndarray, observed: dict[str, Any]
 ) -> Iterator[Picture]:
-    """The pictures from the decoder that was asked for or, where it declines, from PyAV."""
+    """The pictures from the decoder that was asked for, and from PyAV what that cannot give."""
     source, settings = job.source, job.settings
 
-    def decode(word: str) -> Iterator[Picture]:
+    def decode(word: str, indices: np.ndarray, pts: np.ndarray) -> Iterator[Picture]:
         observed["decoder"], decoder = choose_decoder(job.info, word)
         return decoder(
             source.uri,
@@ -198,26 +203,46 @@ def _pictures(
             untagged=settings.untagged,
         )
 
+    position = 0
     try:
-        yield from decode(settings.decoder)
+        for picture in decode(settings.decoder, indices, pts):
+            position = int(np.searchsorted(indices, picture.index, side="right"))
+            yield picture
+        return
     except Declined as declined:
         observed["declined"] = f"{settings.decoder}: {declined}"
-        yield from decode("pyav")
+    except DecodeError as error:
+        if observed["decoder"] not in BACKENDS:
+            raise
+        observed["declined"] = f"{settings.decoder}: {error}"
+    yield from decode("pyav", indices[position:], pts[position:])
 
 
-def _observe(picture: Picture, settings: TokenSettings, observed: dict[str, Any]) -> None:
+def _observe(job: Job, picture: Picture, observed: dict[str, Any]) -> None:
     """Note what a picture shows of its source; the first one speaks for its colour."""
+    settings, info = job.settings, job.info
     if picture.was_interlaced:
         observed["fields"] = "kept" if settings.interlaced == "keep" else "deinterlaced"
-    if "rotation" not in observed:
-        colour = colour_of(picture.frame, untagged=settings.untagged)
+    if "rotation" in observed:
+        return
+    if observed["decoder"] in BACKENDS:
+        # Upright RGB already: by the header, to which it was held before the first picture.
         observed.update(
-            rotation=picture.rotation,
-            mirrored=picture.mirrored,
-            matrix=colour.matrix,
-            range=colour.range,
-            tagged=colour.matrix_from,
+            rotation=info.rotation,
+            mirrored=False,
+            matrix=info.colour["matrix"] or UNTAGGED_MATRIX,
+            range=info.colour["range"] or "tv",
+            tagged="tagged" if info.colour["matrix"] else "assumed",
         )
+        return
+    colour = colour_of(picture.frame, untagged=settings.untagged)
+    observed.update(
+        rotation=picture.rotation,
+        mirrored=picture.mirrored,
+        matrix=colour.matrix,
+        range=colour.range,
+        tagged=colour.matrix_from,
+    )
 
 
 class ClipWriter:

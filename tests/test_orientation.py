@@ -10,6 +10,7 @@ from decoding import in_corpus, pictures, psnr, run
 
 from spacepatch.data import Picture
 from spacepatch.decode import decode_pictures, probe_video
+from spacepatch.errors import ProbeError
 from spacepatch.resize import make_frame
 
 # --- orientation -----------------------------------------------------------------------------
@@ -107,3 +108,25 @@ def test_a_size_that_changes_in_the_middle_ends_the_pictures_with_a_reason() -> 
             found.append(picture.index)
     assert getattr(error.value, "reason", "") == "size_changed"
     assert found == list(range(25))
+
+
+@pytest.mark.parametrize(("degrees", "expected"), [("90", 270), ("90.6", 270), ("45", None)])
+def test_only_right_angles_are_turned_and_others_are_refused_by_name(
+    tmp_path: Path, ffmpeg: str, degrees: str, expected: int | None
+) -> None:
+    source = ["-f", "lavfi", "-i", "testsrc2=size=64x48:rate=5:duration=1"]
+    run(ffmpeg, "-v", "error", *source, tmp_path / "a.mp4")
+    path = tmp_path / "turned.mp4"
+    rotate = f"rotate={degrees}"
+    run(
+        ffmpeg, "-v", "error", "-i", tmp_path / "a.mp4", "-c", "copy", "-metadata:s:v", rotate, path
+    )
+    if expected is None:
+        with pytest.raises(ProbeError, match=r"turned by (45|315) degrees") as error:
+            probe_video(str(path))
+        assert error.value.reason == "unsupported_rotation"
+        return
+    info = probe_video(str(path))
+    (picture, *_) = pictures(path, info)
+    assert picture.rotation == info.rotation
+    assert info.rotation % 180 == 90

@@ -175,9 +175,8 @@ def test_the_decoder_that_read_a_clip_is_recorded_and_so_is_why_not(
         for row in parquet.read_table(out / "segments.parquet").to_pylist()
     }
     assert read_by == {"plain.mp4": decoder, "ten_bit.mp4": "pyav"}
-    declined = {
-        row["source"]: row["declined"]
-        for row in parquet.read_table(out / "sources.parquet").to_pylist()
-    }
-    assert declined["plain.mp4"] == ""
-    assert declined["ten_bit.mp4"].startswith(f"{decoder}: ")
+    rows = {row["source"]: row for row in parquet.read_table(out / "sources.parquet").to_pylist()}
+    assert rows["plain.mp4"]["declined"] == ""
+    assert rows["ten_bit.mp4"]["declined"].startswith(f"{decoder}: ")
+    colour = [rows["plain.mp4"][f"colour_{key}"] for key in ("matrix", "range", "tagged")]
+    assert colour == ["smpte170m", "tv", "assumed"]

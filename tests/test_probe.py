@@ -5,6 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import av
+import numpy as np
 import pytest
 from decoding import INDEX, ffprobe_times, in_corpus, needs_corpus, pictures, reason, run, small
 from PIL import Image
@@ -12,6 +13,7 @@ from PIL import Image
 from spacepatch.decode import display_size, probe_video
 from spacepatch.decode.opening import open_container
 from spacepatch.errors import ProbeError
+from spacepatch.resize import make_frame
 
 # --- the table of frames ---------------------------------------------------------------------
 
@@ -196,3 +198,16 @@ def test_a_stream_whose_decoder_cannot_start_has_no_decoder(tmp_path: Path, ffmp
     without = ["-c:v", "libx264", "-bsf:v", "filter_units=remove_types=7|8"]
     run(ffmpeg, "-v", "error", *source, *without, path)
     assert reason(path) == "no_decoder"
+
+
+@pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "packbits", "jpeg"])
+def test_a_tiff_is_its_picture_or_refused_and_never_black(tmp_path: Path, compression: str) -> None:
+    path = tmp_path / "a.tiff"
+    Image.linear_gradient("L").resize((64, 48)).convert("RGB").save(path, compression=compression)
+    if compression == "jpeg":
+        assert reason(path) == "no_decoder"
+        return
+    info = probe_video(str(path))
+    (picture,) = pictures(path, info)
+    expected = np.asarray(Image.open(path))
+    assert np.abs(make_frame(picture, size=(48, 64)).astype(int) - expected).max() <= 1

@@ -191,14 +191,15 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
                 _size(row["display_size"]),
                 _size(row["size"]),
                 f"{row['seconds']:.2f}",
-                row["frames"],
+                _rates(row["source_fps"], row["sampled_fps"]),
+                f"{row['source_frames']:,} -> {row['frames']:,}",
                 row["clips"],
                 f"{row['tokens']:,}",
                 lost,
             ]
         )
-    header = ["source", "shown", "resized", "seconds", "frames", "clips", "tokens", "lost"]
-    _table(header, rows, right={3, 4, 5, 6})
+    header = "source shown resized seconds fps frames clips tokens lost".split()
+    _table(header, rows, right={3, 4, 5, 6, 7})
     if len(figures["sources"]) > SOURCES_SHOWN:
         typer.echo(f"... and {len(figures['sources']) - SOURCES_SHOWN} more sources (--json)")
     totals = figures["totals"]
@@ -278,6 +279,13 @@ def _probe_document(source: Source, probed: Probed) -> dict[str, Any]:
         ],
         "content_id": probed.content_id,
     }
+
+
+def _rates(source: float | None, sampled: float | None) -> str:
+    """Frames a second, of the video and of the samples; only the first where all are taken."""
+    if source is None:
+        return "-"
+    return f"{source:.2f}" + ("" if sampled is None else f" -> {sampled:g}")
 
 
 def _size(size: Sequence[int] | None) -> str:

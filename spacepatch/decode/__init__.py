@@ -19,9 +19,7 @@ DECODERS: dict[str, Decoder] = {
 """The word on the command line to a function that yields pictures."""
 
 
-def choose_decoder(
-    info: VideoInfo, word: str = "pyav"
-) -> tuple[str, Decoder]:
+def choose_decoder(info: VideoInfo, word: str = "pyav") -> tuple[str, Decoder]:
     """What reads a source, and its name: Pillow for the images that FFmpeg cannot read."""
     return (
         ("pillow", decode_image) if info.container in IMAGE_CONTAINERS else (word, DECODERS[word])

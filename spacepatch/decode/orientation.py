@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import re
 import struct
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 from spacepatch.decode.opening import open_container, raise_unless_damage
-from spacepatch.errors import ProbeError
+from spacepatch.errors import DecodeError, ProbeError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+
+MOST_DEGREES_OFF = 1.0
+"""From a right angle that is meant: as the ffmpeg program has it."""
+_SLANTED = "its pictures are to be turned by {:.0f} degrees; only right angles are"
 
 
 def display_size(
@@ -28,6 +33,9 @@ def rotation_in_header(container: InputContainer, index: int) -> int:
     """Degrees clockwise that make the stream upright, from the container's display matrix.
 
     PyAV shows the matrix on decoded frames only; the text of av_dump_format has its angle.
+
+    Raises:
+        ProbeError: an angle between the right ones (reason `unsupported_rotation`).
     """
     import av
 
@@ -41,9 +49,10 @@ def rotation_in_header(container: InputContainer, index: int) -> int:
     match = re.search(r"^      Display Matrix: rotation of (-?[\d.]+) degrees", block, re.MULTILINE)
     if match is None:
         return 0
-    # FFmpeg's angle is counter-clockwise. An angle between is no rotation, as for `_orientation`.
-    angle = round(-float(match[1])) % 360
-    return angle if angle % 90 == 0 else 0
+    angle = -float(match[1]) % 360  # FFmpeg's is counter-clockwise
+    if abs(angle - round(angle / 90) * 90) > MOST_DEGREES_OFF:
+        raise ProbeError(_SLANTED.format(angle), reason="unsupported_rotation")
+    return round(angle / 90) * 90 % 360
 
 
 def rotation_in_exif(uri: str, offset: int | None, num_bytes: int | None) -> int:
@@ -66,7 +75,11 @@ def orientation_of(frame: Any) -> tuple[int, bool]:
     """(degrees clockwise, then mirrored left-right) that make the picture upright.
 
     The display matrix maps the picture onto the screen, y downwards: (x, y) goes to
-    (a x + c y, b x + d y), in 16.16 fixed point (FFmpeg's display.h).
+    (a x + c y, b x + d y), in 16.16 fixed point (FFmpeg's display.h). Only directions count: what
+    it scales is the pixel aspect ratio's part.
+
+    Raises:
+        DecodeError: an angle between the right ones (reason `unsupported_rotation`).
     """
     from av.sidedata.sidedata import Type
 
@@ -76,20 +89,29 @@ def orientation_of(frame: Any) -> tuple[int, bool]:
     if data is None:
         return 0, False
     matrix = struct.unpack("9i", bytes(data)[:36])
-    a, b, c, d = (value / 65536 for value in (matrix[0], matrix[1], matrix[3], matrix[4]))
+    a, b, c, d = matrix[0], matrix[1], matrix[3], matrix[4]
+    if not (a or b) or not (c or d):
+        return 0, False  # it maps everything onto a line: nobody meant that
+    for axis in ((a, b), (c, d)):
+        if min(map(abs, axis)) > math.tan(math.radians(MOST_DEGREES_OFF)) * max(map(abs, axis)):
+            angle = math.degrees(math.atan2(b, a)) % 360
+            raise DecodeError(_SLANTED.format(angle), reason="unsupported_rotation")
+    directions = _direction(a, b) + _direction(c, d)
     for rotation, (cos, sin) in enumerate(((1, 0), (0, 1), (-1, 0), (0, -1))):
         # Clockwise on a screen: (x, y) goes to (cos x - sin y, sin x + cos y).
-        if _close((a, b, c, d), (cos, sin, -sin, cos)):
+        if directions == (cos, sin, -sin, cos):
             return rotation * 90, False
         # The same with x negated at the end.
-        if _close((a, b, c, d), (-cos, sin, sin, cos)):
+        if directions == (-cos, sin, sin, cos):
             return rotation * 90, True
     return 0, False
 
 
-def _close(left: tuple[float, ...], right: tuple[float, ...]) -> bool:
-    scale = max(map(abs, left)) or 1.0
-    return all(abs(x / scale - y) < 0.01 for x, y in zip(left, right, strict=True))
+def _direction(x: int, y: int) -> tuple[int, int]:
+    """The nearest of the four directions along an axis."""
+    if abs(x) > abs(y):
+        return (1 if x > 0 else -1), 0
+    return 0, (1 if y > 0 else -1)
 
 
 def _make_kind(kinds: Any, value: int) -> Any:

@@ -20,10 +20,12 @@ from spacepatch.decode.opening import (
 from spacepatch.decode.orientation import display_size, rotation_in_exif, rotation_in_header
 from spacepatch.decode.parts import Size
 from spacepatch.decode.streams import choose_stream
+from spacepatch.decode.tiff import holds_jpeg
 from spacepatch.decode.timeline import Timeline, read_timeline
 from spacepatch.errors import ProbeError
 
 if TYPE_CHECKING:
+    from av.container import InputContainer
     from av.video.stream import VideoStream
 
 IMAGE_FORMATS = frozenset({"png_pipe", "jpeg_pipe", "webp_pipe", "bmp_pipe", "tiff_pipe"})
@@ -99,6 +101,8 @@ def probe_video(
             "stream_index": video.index,
             "pixel_format": context.pix_fmt,
             "time_base": video.time_base,
+            "header_frames": video.frames,
+            "header_seconds": _claimed_seconds(container, video),
             "interlaced": _FIELD_ORDERS.get(int(context.field_order), "unknown"),
             **_colour(video),
         }
@@ -106,6 +110,7 @@ def probe_video(
     still = info["container"] in IMAGE_FORMATS and len(timeline.frame_pts) == 1
     if still:
         rotation = rotation_in_exif(uri, offset, num_bytes)
+        _refuse_black(uri, offset or 0)
     length = (timeline.stop_pts - int(timeline.frame_pts[0])) * info["time_base"]
     if length > MAX_SECONDS:
         raise ProbeError(f"lasts more than {MAX_SECONDS} s by its own account", reason="too_large")
@@ -124,10 +129,23 @@ def probe_video(
     )
 
 
+def _claimed_seconds(container: InputContainer, video: VideoStream) -> float | None:
+    if video.duration is not None and video.time_base is not None:
+        return float(video.duration * video.time_base)
+    return None if container.duration is None else container.duration / 1_000_000
+
+
 def _image_kind(uri: str, offset: int) -> str:
     with Path(uri).open("rb") as file:
         file.seek(offset)
         return image_kind(file.read(64))
+
+
+def _refuse_black(uri: str, offset: int) -> None:
+    with Path(uri).open("rb") as file:
+        if holds_jpeg(file, offset):
+            message = f"FFmpeg {ffmpeg_version()} makes a TIFF that holds JPEG black"
+            raise ProbeError(message, reason="no_decoder")
 
 
 def _parts(first: Size, timeline: Timeline, rotation: int, container: str) -> tuple[Part, ...]:
@@ -184,11 +202,11 @@ def _colour(stream: VideoStream) -> dict[str, Any]:
     pixel_format = context.pix_fmt or ""
     assert context.format is not None, "a pixel format was seen"
     alpha = any(component.is_alpha for component in context.format.components)
-    ranges = {1: "limited", 2: "full"}
+    ranges = {1: "tv", 2: "pc"}
     return {
         "colour": {
             "matrix": matrix,
-            "range": "full" if "yuvj" in pixel_format else ranges.get(int(context.color_range), ""),
+            "range": "pc" if "yuvj" in pixel_format else ranges.get(int(context.color_range), ""),
             "primaries": _PRIMARIES.get(int(context.color_primaries), ""),
             "transfer": transfer,
             "tagged": "yes" if matrix else "assumed",

@@ -232,6 +232,8 @@ def _describe(
         else None,
         "num_packets": info.num_packets,
         "num_frames": planned.num_frames,
+        "header_frames": info.header_frames,
+        "header_seconds": info.header_seconds,
         "pts_repaired": info.pts_repaired,
     }
 

@@ -172,12 +172,14 @@ def _source_rows(plan: Plan) -> list[dict[str, Any]]:
     tokens: Counter[int] = Counter()
     clips: Counter[int] = Counter()
     sizes: dict[int, tuple[int, int]] = {}
+    rates: dict[int, float | None] = {}
     for task in plan.tasks:
         for clip in task.clips:
             frames[clip.source] += len(clip.frame_pts)
             tokens[clip.source] += clip.num_tokens
             clips[clip.source] += 1
             sizes[clip.source] = clip.size
+            rates[clip.source] = None if clip.sampled_fps is None else float(clip.sampled_fps)
     losses = defaultdict(list)
     for loss in plan.losses:
         losses[loss.source_id].append({"reason": loss.reason, "message": loss.message})
@@ -199,6 +201,10 @@ def _source_rows(plan: Plan) -> list[dict[str, Any]]:
                 "display_size": list(info.display_size) if info else None,
                 "size": list(sizes[row]) if row in sizes else None,
                 "seconds": entry.duration_seconds,
+                "source_fps": entry.num_frames / entry.duration_seconds
+                if entry.duration_seconds
+                else None,
+                "sampled_fps": rates.get(row),
                 "source_frames": entry.num_frames,
                 "frames": frames[row],
                 "clips": clips[row],

@@ -1,0 +1,134 @@
+"""Pictures of a source through torchcodec; what it must not read is declined."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+
+from spacepatch.data import Picture, VideoInfo
+from spacepatch.decode.full_size import (
+    GREY,
+    RGB,
+    BackendError,
+    make_reference,
+    wrap_pictures,
+)
+from spacepatch.decode.opening import MAX_PIXELS
+from spacepatch.errors import Declined
+
+
+def decode_pictures(
+    uri: str,
+    *,
+    info: VideoInfo,
+    indices: np.ndarray,
+    pts: np.ndarray,
+    offset: int | None = None,
+    num_bytes: int | None = None,
+    on_picture: Callable[[], None] = lambda: None,
+    interlaced: str = "deinterlace",
+    max_pixels: int = MAX_PIXELS,
+    trust_input: bool = False,
+    untagged: str = "bt601",
+) -> Iterator[Picture]:
+    """Yield the wanted pictures as `spacepatch.decode.pyav.decode_pictures` does, as upright RGB.
+
+    A frame is one at a time, in order; torchcodec goes to a keyframe by itself where that is
+    nearer (`seek_mode="exact"`).
+
+    Args:
+        trust_input: let it open what does not begin like ISO-BMFF, Matroska or AVI.
+        untagged: how YUV without a matrix is to be read; torchcodec knows `bt601` only.
+
+    Raises:
+        Declined: before the first picture: torchcodec must not or cannot read this source.
+        DecodeError: a later picture cannot be had, or not at its time (`corrupt_frames`).
+    """
+    if not len(indices):
+        return
+    reference = make_reference(
+        uri,
+        info=info,
+        indices=indices,
+        pts=pts,
+        offset=offset,
+        num_bytes=num_bytes,
+        on_picture=on_picture,
+        interlaced=interlaced,
+        max_pixels=max_pixels,
+        trust_input=trust_input,
+        untagged=untagged,
+    )
+    decoder = _open(uri, info.stream_index)
+    tick = float(info.time_base)
+    _check_count(decoder, reference.frame_pts * tick, tick)
+    _check_colour(decoder, info)
+    frames = _read(decoder, indices, pts * tick, tick, on_picture)
+    yield from wrap_pictures(
+        frames, reference=reference, indices=indices, pts=pts, name="torchcodec"
+    )
+
+
+def _open(uri: str, stream_index: int) -> Any:
+    try:
+        # By name: its package does not export the class in a way that mypy accepts.
+        decoders = importlib.import_module("torchcodec.decoders")
+    except (ImportError, RuntimeError, OSError):
+        # Its own message is a page about all the FFmpeg libraries that it looked for.
+        raise Declined("torchcodec does not import: it needs a shared FFmpeg, 4 to 8") from None
+    try:
+        return decoders.VideoDecoder(
+            uri,
+            stream_index=stream_index,
+            dimension_order="NHWC",
+            num_ffmpeg_threads=1,
+            device="cpu",
+            seek_mode="exact",
+        )
+    except (RuntimeError, ValueError):
+        raise Declined("torchcodec cannot open it") from None
+
+
+def _check_count(decoder: Any, seconds: np.ndarray, tick: float) -> None:
+    """Raise `Declined` unless it counts the same frames from the same time on.
+
+    The time of each comes with the frame itself, and is held against the plan there.
+    """
+    if len(decoder) != len(seconds):
+        raise Declined(f"torchcodec counts {len(decoder)} frames of {len(seconds)}")
+    start = decoder.metadata.begin_stream_seconds_from_content
+    if start is None or abs(start - seconds[0]) > tick / 2:
+        raise Declined("torchcodec has other times for its frames")
+
+
+def _check_colour(decoder: Any, info: VideoInfo) -> None:
+    metadata, name = decoder.metadata, info.pixel_format
+    if metadata.pixel_format != name:
+        raise Declined(f"torchcodec takes it for {metadata.pixel_format}, not {name}")
+    matrix = metadata.color_space or ""
+    if name not in GREY | RGB and matrix != info.colour["matrix"]:
+        raise Declined(
+            f"torchcodec reads the matrix {matrix or 'none'}, not {info.colour['matrix'] or 'none'}"
+        )
+
+
+def _read(
+    decoder: Any,
+    indices: np.ndarray,
+    seconds: np.ndarray,
+    tick: float,
+    on_picture: Callable[[], None],
+) -> Iterator[np.ndarray]:
+    """The frames of these indices, each at its time."""
+    for index, time in zip(indices, seconds, strict=True):
+        try:
+            frame = decoder.get_frame_at(int(index))
+        except (RuntimeError, IndexError):
+            raise BackendError("damaged data") from None
+        if abs(frame.pts_seconds - time) > tick / 2:
+            raise BackendError("another frame than the one of that time")
+        on_picture()
+        yield frame.data.numpy()
