@@ -2,11 +2,12 @@
 
 PYTHON ?= python3
 PYTEST_ARGS ?=
+FUZZ ?= 10000
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check samples clean
+.PHONY: help demo test fuzz soak check samples clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes .venv):"
@@ -26,6 +27,12 @@ demo: $(INSTALLED) ## turn samples/clips into demo-shards and describe them
 
 test: $(INSTALLED) ## run the tests (PYTEST_ARGS="-k packing" for some)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
+
+fuzz: $(INSTALLED) ## tokenize 10,000 mutated videos (FUZZ=500 for fewer)
+	$(BIN)/python tests/fuzz.py --files $(FUZZ)
+
+soak: $(INSTALLED) ## see that memory stays as it is over 2,000 clips and over 3 hours
+	$(BIN)/python tests/soak.py
 
 check: $(INSTALLED) ## check format, lint and types
 	$(BIN)/python -m ruff format --check .

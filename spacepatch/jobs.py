@@ -115,7 +115,8 @@ def run_job(job: Job) -> JobResult:
         del arena, writers
     finally:
         window.close()
-    return JobResult(results, observed)
+    # Without a picture there is nothing to say of its source.
+    return JobResult(results, observed if "rotation" in observed else {})
 
 
 def tokens_of(job: Job) -> Iterator[tuple[np.ndarray, ClipTokens]]:
@@ -173,8 +174,9 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
         for writer in writers:
             writer.stop(error.reason, str(error))
     except FFmpegError as error:
+        reason = "out_of_memory" if isinstance(error, MemoryError) else "unreadable"
         for writer in writers:
-            writer.stop("unreadable", f"FFmpeg: {type(error).__name__}")
+            writer.stop(reason, f"FFmpeg: {type(error).__name__}")
     except OSError as error:
         for writer in writers:
             writer.stop("io", f"cannot be read: {error.strerror}")

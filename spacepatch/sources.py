@@ -23,8 +23,8 @@ from spacepatch.data import ClipRange, Source
 from spacepatch.errors import ConfigError
 
 VIDEO_EXTENSIONS = frozenset(
-    "3g2 3gp asf avi dv f4v flv ivf m2ts m2v m4v mkv mov mp4 mpeg mpg mts mxf nut obu ogg ogm ogv"
-    " rm rmvb ts vob webm wmv y4m 264 265 h264 h265 hevc".split()
+    "3g2 3gp asf avi dv f4v flv ivf m2ts m2v m4v mjpeg mjpg mkv mov mp4 mpeg mpg mts mxf nut obu"
+    " ogg ogm ogv rm rmvb ts vob webm wmv y4m 264 265 h264 h265 hevc".split()
 )
 IMAGE_EXTENSIONS = frozenset("apng avif bmp gif heic heif jpeg jpg jxl png tif tiff webp".split())
 AUDIO_EXTENSIONS = frozenset("aac aif aiff flac m4a mka mp3 oga opus wav wma".split())

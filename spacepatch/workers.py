@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
+from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,6 +30,15 @@ IN_FLIGHT_PER_WORKER = 3
 POLL_SECONDS = 0.1
 LEAST_PATIENCE_SECONDS = 30.0
 """How long a free worker may leave a job lying before the pool is taken for broken."""
+WORKER_MEMORY = 4_000_000_000
+"""Bytes that a worker may have for itself: the largest pictures allowed take 0.2 GB each, and a
+codec refers to 16 of them."""
+WORKER_FILE_BYTES = 1024**2
+"""Size of a file that a worker may write."""
+WORKER_FILES = 256
+"""Files that a worker may have open: it needs a dozen."""
+OOM_SCORE = 500
+"""Of -1000 to 1000: where memory runs out, the kernel ends a worker and not the run."""
 MOST_REVIVALS = 3
 """Pools that may break in one run before it is the machine's fault."""
 
@@ -61,14 +71,21 @@ class WorkerPool:
     """Runs `function(argument)` in worker processes; results come as they are ready.
 
     A job that gives no sign of life (`beat`) for `timeout` seconds is killed and ends as a `Fault`
-    (timeout). A job whose worker dies is tried once more, then ends as a `Fault` (crash).
+    (timeout). A job whose worker dies is tried once more, then ends as a `Fault` (crash, or
+    out_of_memory where the system killed it).
+
+    Args:
+        workers: processes.
+        timeout: seconds.
+        worker_memory: bytes that a worker may have, without those it shares with the parent.
     """
 
-    def __init__(self, *, workers: int, timeout: float) -> None:
+    def __init__(self, *, workers: int, timeout: float, worker_memory: int = WORKER_MEMORY) -> None:
         self._context = get_context("spawn")
         self.capacity = workers * IN_FLIGHT_PER_WORKER
         self.workers = workers
         self._timeout = timeout
+        self._worker_memory = worker_memory
         self._beats = self._context.RawArray("Q", self.capacity)
         self._slots = list(range(self.capacity))
         self._running: dict[int, _Running] = {}
@@ -84,7 +101,7 @@ class WorkerPool:
             max_workers=self.workers,
             max_tasks=MAX_JOBS_PER_WORKER,
             initializer=_start_worker,
-            initargs=(self._beats, os.getpid()),
+            initargs=(self._beats, os.getpid(), self._worker_memory),
             context=self._context,
         )
 
@@ -245,12 +262,17 @@ class WorkerPool:
             self._revive(job.pool)
             return None
         except MemoryError:
-            return (Fault("out_of_memory", "the worker ran out of memory"),)
+            message = f"it needs more than {self._worker_memory / 1e9:g} GB; raise --worker-memory"
+            return (Fault("out_of_memory", message),)
         except ProcessExpired as expired:
             if job.attempts < 2:
                 job.attempts += 1
                 self._start(job)
                 return None
+            if expired.exitcode == -signal.SIGKILL:
+                # Nobody of ours sends it but for a timeout.
+                message = "the system killed its worker twice (SIGKILL): give fewer --workers"
+                return (Fault("out_of_memory", message),)
             return (Fault("crash", f"killed its worker twice ({_cause_of_death(expired)})"),)
 
 
@@ -276,7 +298,7 @@ def beat() -> None:
         _beats[_slot] += 1
 
 
-def _start_worker(beats: Any, parent: int) -> None:
+def _start_worker(beats: Any, parent: int, memory: int) -> None:
     global _beats
     _beats = beats
     # Ctrl-C reaches the whole process group; only the parent decides what it means.
@@ -287,8 +309,38 @@ def _start_worker(beats: Any, parent: int) -> None:
 
     import spacepatch.jobs  # noqa: F401
 
+    _limit_itself(memory)
     # What is loaded now stays: the collections after each job need not look at it.
     gc.freeze()
+
+
+def _limit_itself(memory: int) -> None:
+    """Bound what a hostile file can make this process take, as far as the system can.
+
+    Memory is RLIMIT_DATA: private memory that can be written (Linux 4.7). RLIMIT_AS counts code and
+    the shared arena too: with torch imported and an arena of 6 GB mapped, 6.9 GB of it, where
+    RLIMIT_DATA counts 0.2 GB.
+    """
+    try:
+        import resource
+    except ImportError:  # Windows
+        return
+    with suppress(OSError):
+        score = Path("/proc/self/oom_score_adj")
+        score.write_text(str(max(OOM_SCORE, int(score.read_text()))))
+    limits = {
+        resource.RLIMIT_CORE: 0,  # a core holds gigabytes, and somebody's pictures
+        resource.RLIMIT_NOFILE: WORKER_FILES,
+        resource.RLIMIT_DATA: memory,
+        # A worker writes into the arena and pipes; but PyTorch, as it loads, tries out the
+        # folder for temporary files. Beyond it Python makes an error of it, not a signal.
+        resource.RLIMIT_FSIZE: WORKER_FILE_BYTES,
+    }
+    for kind, limit in limits.items():
+        most = resource.getrlimit(kind)[1]
+        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
+        with suppress(OSError, ValueError):  # macOS knows fewer limits
+            resource.setrlimit(kind, (limit, limit))
 
 
 def _die_with(parent: int) -> None:

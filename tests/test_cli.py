@@ -228,3 +228,17 @@ def test_inspect_of_a_plan_that_was_never_run_shows_its_losses(
     assert done.returncode == 0, done.stderr
     assert "not finished: 0 of 1 tasks" in done.stdout
     assert "broken_on_purpose.mp4" in done.stdout
+
+
+def test_a_name_with_control_characters_is_only_text(
+    tmp_path: Path, spacepatch_cli: SpacepatchCli
+) -> None:
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "a\x1b[2J\nlost: b.mp4").write_bytes(b"no video")
+    for command in (["tokenize", videos, "--out", tmp_path / "out"], ["plan", videos]):
+        done = spacepatch_cli(*command)
+        said = done.stdout + done.stderr
+        assert "\x1b" not in said
+        assert "a\\x1b[2J\\nlost: b.mp4" in said
+        assert not any(line.startswith("lost: b.mp4") for line in said.splitlines())

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from spacepatch.cli.saying import printable, say
 from spacepatch.config import RunConfig, to_toml
 from spacepatch.data import Source, Task, TaskReport
 from spacepatch.pipeline import JobReport, Plan, RunSummary, Watch
@@ -154,7 +155,7 @@ def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
     for loss in summary.losses[:SOURCES_SHOWN]:
         what = loss.source if loss.clip is None else f"{loss.source} clip {loss.clip}"
         frames = f" ({loss.num_frames} frames)" if loss.num_frames else ""
-        typer.echo(f"lost: {what}: {loss.reason}: {loss.message}{frames}", err=True)
+        say(f"lost: {what}: {loss.reason}: {loss.message}{frames}", err=True)
     if len(summary.losses) > SOURCES_SHOWN:
         rest = len(summary.losses) - SOURCES_SHOWN
         typer.echo(f"lost: and {rest} more, see {out / 'losses.parquet'}", err=True)
@@ -227,11 +228,11 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
         typer.echo(f"\nbetter pack lengths nearby: {near}")
     for row in figures["sources"][:SOURCES_SHOWN]:
         for loss in row["losses"]:
-            typer.echo(f"lost: {row['source']}: {loss['reason']}: {loss['message']}", err=True)
+            say(f"lost: {row['source']}: {loss['reason']}: {loss['message']}", err=True)
     for names in figures["duplicates"]:
-        typer.echo(f"warning: the same file: {', '.join(names)}", err=True)
+        say(f"warning: the same file: {', '.join(names)}", err=True)
     for warning in figures["warnings"]:
-        typer.echo(f"warning: {warning}", err=True)
+        say(f"warning: {warning}", err=True)
 
 
 def show_probes(found: list[tuple[Source, Probed]], *, as_json: bool) -> None:
@@ -240,9 +241,9 @@ def show_probes(found: list[tuple[Source, Probed]], *, as_json: bool) -> None:
         print_json(documents)
         return
     for document in documents:
-        typer.echo(document.pop("source"))
+        say(document.pop("source"))
         for key, value in document.items():
-            typer.echo(f"  {key:20} {value}")
+            say(f"  {key:20} {value}")
 
 
 def _probe_document(source: Source, probed: Probed) -> dict[str, Any]:
@@ -294,11 +295,11 @@ def _size(size: Sequence[int] | None) -> str:
 
 
 def _table(header: list[str], rows: list[list[Any]], *, right: set[int]) -> None:
-    cells = [header, *[[str(cell) for cell in row] for row in rows]]
+    cells = [header, *[[printable(cell) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:
         line = "  ".join(
             cell.rjust(width) if column in right else cell.ljust(width)
             for column, (cell, width) in enumerate(zip(row, widths, strict=True))
         )
-        typer.echo(line.rstrip())
+        say(line.rstrip())

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from spacepatch.cli.options import Json
+from spacepatch.cli.saying import say
 
 EXAMPLE = "Example:  spacepatch inspect shards/ --json"
 
@@ -113,4 +114,4 @@ def _show_losses(summary: dict[str, Any]) -> None:
             f"{loss['tokens']:,} tokens{retry}"
         )
         for example in loss["examples"]:
-            typer.echo(f"    {example['source']}: {example['message']}")
+            say(f"    {example['source']}: {example['message']}")

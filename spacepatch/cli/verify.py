@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from spacepatch.cli.options import Json
+from spacepatch.cli.saying import say
 
 EXAMPLE = "Example:  spacepatch verify shards/"
 
@@ -29,7 +30,7 @@ def command(
         display.print_json({"problems": [asdict(problem) for problem in problems]})
     else:
         for problem in problems:
-            typer.echo(f"{problem.where}: {problem.what}")
+            say(f"{problem.where}: {problem.what}")
         typer.echo(f"{path}: {len(problems)} problems" if problems else f"{path}: verified, clean")
     if problems:
         typer.echo(

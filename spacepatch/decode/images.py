@@ -111,7 +111,9 @@ def _probe_avif(
         # Alpha, and each tile, are streams of their own. The sequence goes before the still beside
         # it, and colour stands before its alpha.
         order = [(video.frames, -video.index) for video in container.streams.video]
-    stream = str(-max(order)[1]) if order else ""
+    if not order:
+        raise ProbeError("no video stream", reason="no_video_stream")
+    stream = str(-max(order)[1])
     info = probe_video(uri, stream=stream, max_pixels=max_pixels, on_packet=on_packet, **where)
     count = len(info.frame_pts)
     try:

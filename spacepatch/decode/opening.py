@@ -66,9 +66,7 @@ LEAST_PYAV = 15
 BAD_FFMPEGS = frozenset({"7.1", "7.1.0", "n7.1"})
 
 
-def raise_unless_damage(
-    error: FFmpegError, kind: type[SourceError], *, reading: bool = True
-) -> None:
+def raise_unless_damage(error: FFmpegError, kind: type[SourceError]) -> None:
     """Raise if an error tells of the machine, not of the content: no memory.
 
     What comes back is the end of the file, or damage in it; also where FFmpeg speaks of an

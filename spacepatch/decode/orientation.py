@@ -66,7 +66,7 @@ def rotation_in_exif(uri: str, offset: int | None, num_bytes: int | None) -> int
             try:
                 return next((orientation_of(frame)[0] for frame in packet.decode()), 0)
             except FFmpegError as error:
-                raise_unless_damage(error, ProbeError, reading=False)
+                raise_unless_damage(error, ProbeError)
                 return 0
     return 0
 

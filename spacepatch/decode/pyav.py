@@ -277,10 +277,10 @@ def _decode_all(
                 decoder.flush_buffers()
             yield from decoder.decode(packet)
         except FFmpegError as error:
-            raise_unless_damage(error, DecodeError, reading=False)
+            raise_unless_damage(error, DecodeError)
             if numbered and decoder.has_b_frames:
                 return
     try:
         yield from decoder.decode(None)
     except FFmpegError as error:
-        raise_unless_damage(error, DecodeError, reading=False)
+        raise_unless_damage(error, DecodeError)

@@ -24,9 +24,8 @@ from spacepatch.shards import (
     PLAN,
     Layout,
     check_version,
-    read_table,
-    write_table,
 )
+from spacepatch.shards.tables import read_rows, write_rows
 from spacepatch.sources import Listing, content_id
 from spacepatch.storage import publish_bytes
 
@@ -79,7 +78,7 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
     Returns:
         The plan as every later start reads it.
     """
-    sha256 = write_table(folder / "plan.parquet", PLAN, _rows(plan))
+    sha256 = write_rows(folder / "plan.parquet", PLAN, _rows(plan), longest="frame_pts")
     identity = {
         "fingerprints": plan.fingerprints,
         "seed": plan.settings["seed"],
@@ -178,7 +177,8 @@ def read_plan(folder: Path, sources: dict[str, Source]) -> Plan:
     document = read_plan_document(folder)
     path = folder / "plan.parquet"
     try:
-        actual = hashlib.sha256(path.read_bytes()).hexdigest()
+        with path.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError:
         raise ShardError(f"{path}: missing; start again with --overwrite") from None
     if actual != document["plan_sha256"]:
@@ -190,7 +190,7 @@ def read_plan(folder: Path, sources: dict[str, Source]) -> Plan:
     splits: dict[int, str] = {}
     digests: dict[int, Any] = {}
     losses: list[Loss] = []
-    for row in read_table(path):
+    for row in read_rows(path):
         identity = row["source_id"]
         if identity not in planned:
             planned[identity] = len(records)

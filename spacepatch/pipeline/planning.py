@@ -43,20 +43,18 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
     Raises:
         ConfigError: the settings fit no plan.
     """
-    probed = probe_sources(listing.sources, config, pool, on_probed)
     sources: list[PlannedSource] = []
     losses: list[Loss] = [
         _source_loss(source, "list", "unreadable", "no such file") for source in listing.missing
     ]
     clips: list[ClipSpec] = []
-    for source, found in zip(listing.sources, probed, strict=True):
-        row = len(sources)
-        planned = _planned(source, found)
+    made: dict[int, tuple[PlannedSource, list[ClipSpec], list[Loss]]] = {}
+    for row, found in _probe_each(listing.sources, config, pool, on_probed):
+        # At once, so that the frame tables of all sources are never in memory together.
+        made[row] = _plan_source(config, row, listing.sources[row], found)
+    for row in range(len(listing.sources)):
+        planned, chosen, ruled_out = made.pop(row)
         sources.append(planned)
-        if found.info is None:
-            losses.append(_source_loss(source, "probe", found.reason, found.message))
-            continue
-        chosen, ruled_out = _choose(config, row, source, found.info)
         clips += chosen
         losses += ruled_out
     for source in listing.missing:
@@ -89,6 +87,14 @@ def probe_sources(
     on_probed: Progress = lambda done, total: None,
 ) -> list[Probed]:
     """Probe side by side, in killable workers; results in the order of `sources`."""
+    found = dict(_probe_each(sources, config, pool, on_probed))
+    return [found[row] for row in range(len(sources))]
+
+
+def _probe_each(
+    sources: Sequence[Source], config: RunConfig, pool: WorkerPool, on_probed: Progress
+) -> Iterator[tuple[int, Probed]]:
+    """(row, result) of each source, in the order that they end in."""
     jobs = (
         ProbeJob(
             source,
@@ -98,16 +104,21 @@ def probe_sources(
         )
         for source in sources
     )
-    results: list[Probed | None] = [None] * len(sources)
-    done = 0
-    on_probed(done, len(sources))
-    for row, outcome in pool.map(probe_source, enumerate(jobs)):
+    on_probed(0, len(sources))
+    for done, (row, outcome) in enumerate(pool.map(probe_source, enumerate(jobs)), 1):
         if isinstance(outcome, Fault):
             outcome = Probed("", None, outcome.reason, outcome.message)
-        results[row] = outcome
-        done += 1
+        yield row, outcome
         on_probed(done, len(sources))
-    return [result for result in results if result is not None]
+
+
+def _plan_source(
+    config: RunConfig, row: int, source: Source, found: Probed
+) -> tuple[PlannedSource, list[ClipSpec], list[Loss]]:
+    planned = _planned(source, found)
+    if found.info is None:
+        return planned, [], [_source_loss(source, "probe", found.reason, found.message)]
+    return planned, *_choose(config, row, source, found.info)
 
 
 def _planned(source: Source, found: Probed) -> PlannedSource:

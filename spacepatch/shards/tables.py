@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -101,6 +101,8 @@ SOURCES = {
     "source_fps": "float64",
     "num_packets": "int64",
     "num_frames": "int64",
+    "header_frames": "int64",
+    "header_seconds": "float64",
     "pts_repaired": "string",
     "num_clips": "int32",
     "num_segments": "int32",
@@ -187,6 +189,33 @@ def write_table(path: Path, columns: dict[str, str], rows: Iterable[dict[str, An
     return write_batches(path, columns, [pa.Table.from_pylist(list(rows), schema=schema)])
 
 
+GROUP_VALUES = 2**14
+GROUP_ROWS = 1024
+"""Of a row group that `write_rows` makes: what its writer and its reader have in memory."""
+
+
+def write_rows(
+    path: Path, columns: dict[str, str], rows: Iterable[dict[str, Any]], *, longest: str
+) -> str:
+    """`write_table` for rows that come one by one, of which `longest` is the longest list."""
+    import pyarrow as pa
+
+    schema = schema_of(tuple(columns.items()))
+
+    def groups() -> Iterator[pa.Table]:
+        group: list[dict[str, Any]] = []
+        values = 0
+        for row in rows:
+            group.append(row)
+            values += len(row.get(longest, ()))
+            if values >= GROUP_VALUES or len(group) == GROUP_ROWS:
+                yield pa.Table.from_pylist(group, schema=schema)
+                group, values = [], 0
+        yield pa.Table.from_pylist(group, schema=schema)
+
+    return write_batches(path, columns, groups())
+
+
 def write_batches(path: Path, columns: dict[str, str], tables: Iterable[pa.Table]) -> str:
     """`write_table` for tables that come one by one, a row group each."""
     import pyarrow.parquet as parquet
@@ -196,7 +225,11 @@ def write_batches(path: Path, columns: dict[str, str], tables: Iterable[pa.Table
     def write(file: IO[bytes]) -> None:
         schema = schema_of(tuple(columns.items()))
         hashing = _Hashing(file, digest)
-        with parquet.ParquetWriter(hashing, schema, compression="zstd") as writer:
+        # No time stands in a list twice: a dictionary of them costs memory and doubles the file.
+        repeating = [name for name, kind in columns.items() if not kind.startswith("list")]
+        with parquet.ParquetWriter(
+            hashing, schema, compression="zstd", use_dictionary=repeating
+        ) as writer:
             for table in tables:
                 if len(table):
                     writer.write_table(table)
@@ -235,6 +268,22 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> list[dict[st
         ShardError: it is missing or damaged.
     """
     return read_arrow(path, columns).to_pylist()  # type: ignore[no-any-return]
+
+
+def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+    """The rows of a table, of which one row group at a time is in memory; errors as of
+    `read_table`."""
+    import pyarrow as pa
+    import pyarrow.parquet as parquet
+
+    try:
+        with parquet.ParquetFile(path) as file:
+            for group in range(file.num_row_groups):
+                yield from file.read_row_group(group).to_pylist()
+    except FileNotFoundError:
+        raise ShardError(f"{path}: missing") from None
+    except (pa.ArrowException, OSError) as error:
+        raise ShardError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from None
 
 
 def read_arrow(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
