@@ -6,19 +6,17 @@ import gc
 import os
 import queue
 import signal
-import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
-from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import get_context
-from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from spacepatch.errors import WorkerError
+from spacepatch.limits import WORKER_MEMORY, give_back_large_blocks, limit_itself
 
 MAX_JOBS_PER_WORKER = 2000
 """Jobs after which a worker is replaced: whatever a decoder leaks ends there."""
@@ -30,15 +28,6 @@ IN_FLIGHT_PER_WORKER = 3
 POLL_SECONDS = 0.1
 LEAST_PATIENCE_SECONDS = 30.0
 """How long a free worker may leave a job lying before the pool is taken for broken."""
-WORKER_MEMORY = 4_000_000_000
-"""Bytes that a worker may have for itself: the largest pictures allowed take 0.2 GB each, and a
-codec refers to 16 of them."""
-WORKER_FILE_BYTES = 1024**2
-"""Size of a file that a worker may write."""
-WORKER_FILES = 256
-"""Files that a worker may have open: it needs a dozen."""
-OOM_SCORE = 500
-"""Of -1000 to 1000: where memory runs out, the kernel ends a worker and not the run."""
 MOST_REVIVALS = 3
 """Pools that may break in one run before it is the machine's fault."""
 
@@ -77,15 +66,25 @@ class WorkerPool:
     Args:
         workers: processes.
         timeout: seconds.
+        patience: seconds that a free worker may leave a job lying, before the pool is taken for
+            broken; `timeout` at least.
         worker_memory: bytes that a worker may have, without those it shares with the parent.
     """
 
-    def __init__(self, *, workers: int, timeout: float, worker_memory: int = WORKER_MEMORY) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int,
+        timeout: float,
+        worker_memory: int = WORKER_MEMORY,
+        patience: float = LEAST_PATIENCE_SECONDS,
+    ) -> None:
         self._context = get_context("spawn")
         self.capacity = workers * IN_FLIGHT_PER_WORKER
         self.workers = workers
         self._timeout = timeout
         self._worker_memory = worker_memory
+        self._patience = max(timeout, patience)
         self._beats = self._context.RawArray("Q", self.capacity)
         self._slots = list(range(self.capacity))
         self._running: dict[int, _Running] = {}
@@ -241,9 +240,8 @@ class WorkerPool:
         if self._running and not self._pool.active:
             self._revive(self._pools)
             return
-        patience = max(self._timeout, LEAST_PATIENCE_SECONDS)
         if started < self.workers and any(
-            self._beats[job.slot] == 0 and now - job.queued > patience
+            self._beats[job.slot] == 0 and now - job.queued > self._patience
             for job in self._running.values()
         ):
             # A job that no worker took though one is free: it was lost with its worker.
@@ -309,38 +307,10 @@ def _start_worker(beats: Any, parent: int, memory: int) -> None:
 
     import spacepatch.jobs  # noqa: F401
 
-    _limit_itself(memory)
+    limit_itself(memory)
+    give_back_large_blocks()
     # What is loaded now stays: the collections after each job need not look at it.
     gc.freeze()
-
-
-def _limit_itself(memory: int) -> None:
-    """Bound what a hostile file can make this process take, as far as the system can.
-
-    Memory is RLIMIT_DATA: private memory that can be written (Linux 4.7). RLIMIT_AS counts code and
-    the shared arena too: with torch imported and an arena of 6 GB mapped, 6.9 GB of it, where
-    RLIMIT_DATA counts 0.2 GB.
-    """
-    try:
-        import resource
-    except ImportError:  # Windows
-        return
-    with suppress(OSError):
-        score = Path("/proc/self/oom_score_adj")
-        score.write_text(str(max(OOM_SCORE, int(score.read_text()))))
-    limits = {
-        resource.RLIMIT_CORE: 0,  # a core holds gigabytes, and somebody's pictures
-        resource.RLIMIT_NOFILE: WORKER_FILES,
-        resource.RLIMIT_DATA: memory,
-        # A worker writes into the arena and pipes; but PyTorch, as it loads, tries out the
-        # folder for temporary files. Beyond it Python makes an error of it, not a signal.
-        resource.RLIMIT_FSIZE: WORKER_FILE_BYTES,
-    }
-    for kind, limit in limits.items():
-        most = resource.getrlimit(kind)[1]
-        limit = limit if most == resource.RLIM_INFINITY else min(limit, most)
-        with suppress(OSError, ValueError):  # macOS knows fewer limits
-            resource.setrlimit(kind, (limit, limit))
 
 
 def _die_with(parent: int) -> None:
@@ -359,27 +329,3 @@ def _run(slot: int, function: Callable[[Any], Any], argument: Any) -> Any:
     finally:
         # PyAV's containers, streams and decoders refer to each other in circles.
         gc.collect()
-
-
-def available_cores() -> int:
-    """Cores that this process may use: affinity and cgroup limits respected, at least one."""
-    cores = len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
-    for quota in _cgroup_quotas():
-        cores = min(cores, max(1, int(quota)))
-    return cores
-
-
-def _cgroup_quotas() -> Iterator[float]:
-    try:
-        limit, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if limit != "max":
-            yield int(limit) / int(period)
-    except (OSError, ValueError):
-        pass
-    try:
-        folder = Path("/sys/fs/cgroup/cpu")
-        limit = (folder / "cpu.cfs_quota_us").read_text()
-        if int(limit) > 0:
-            yield int(limit) / int((folder / "cpu.cfs_period_us").read_text())
-    except (OSError, ValueError):
-        pass

@@ -6,10 +6,14 @@ import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from decoding import BARS, BITS, MAKERS, run
+from small_runs import LOADED, make_dataset
+
+if TYPE_CHECKING:
+    from spacepatch.loader import PackDataset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -90,3 +94,43 @@ def numbered(tmp_path_factory: pytest.TempPathFactory, ffmpeg: str) -> Path:
     for name, options in MAKERS.items():
         run(ffmpeg, "-v", "error", "-i", plain, *options.split(), "-an", folder / name)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pristine(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of the sample clips that no test may change."""
+    return make_dataset([sample_clips], tmp_path_factory.mktemp("pristine") / "out", fps="2")
+
+
+@pytest.fixture
+def spoilable(pristine: Path, tmp_path: Path) -> Path:
+    """A copy of it that a test may spoil."""
+    return shutil.copytree(pristine, tmp_path / "copy")
+
+
+@pytest.fixture(scope="session")
+def part_damaged(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    """The sample clips, and two that are damaged in the middle, so that grid rows are dropped."""
+    folder = tmp_path_factory.mktemp("damaged")
+    for name, share in (("square_320x320.mp4", 0.7), ("portrait_270x480.mp4", 0.3)):
+        content = bytearray((sample_clips / name).read_bytes())
+        start = content.index(b"mdat")
+        place = start + int(int.from_bytes(content[start - 4 : start]) * share)
+        content[place : place + 200] = bytes(200)
+        (folder / f"damaged_{name}").write_bytes(content)
+    return [sample_clips, folder]
+
+
+@pytest.fixture(scope="session")
+def packed_folder(part_damaged: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of `part_damaged` that no test may change."""
+    return make_dataset(part_damaged, tmp_path_factory.mktemp("dataset") / "full", **LOADED)
+
+
+@pytest.fixture(scope="session")
+def pack_dataset(packed_folder: Path) -> "PackDataset":
+    """The packs of `packed_folder` as tensors."""
+    # Not at the top: torch takes seconds to import, and most test files do not need it.
+    from spacepatch.loader import PackDataset
+
+    return PackDataset(packed_folder)

@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -230,9 +231,7 @@ def test_inspect_of_a_plan_that_was_never_run_shows_its_losses(
     assert "broken_on_purpose.mp4" in done.stdout
 
 
-def test_a_name_with_control_characters_is_only_text(
-    tmp_path: Path, spacepatch_cli: SpacepatchCli
-) -> None:
+def test_a_name_with_control_characters_is_only_text(tmp_path: Path, spacepatch_cli: Any) -> None:
     videos = tmp_path / "videos"
     videos.mkdir()
     (videos / "a\x1b[2J\nlost: b.mp4").write_bytes(b"no video")

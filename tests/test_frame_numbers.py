@@ -99,7 +99,7 @@ DERIVED = (
 NAMES = (*ENCODED, *DERIVED)
 REPAIRED = {
     **dict.fromkeys(("h264_open_gop.h264", "hevc_open_gop.hevc"), "missing"),
-    **dict.fromkeys(("h264_b_frames.avi", "packed.avi"), "unordered"),
+    **dict.fromkeys(("h264_b_frames.avi", "h264_no_b_frames.avi", "packed.avi"), "unordered"),
     **dict.fromkeys(("jump_forward.ts", "jump_back.ts"), "discontinuous"),
 }
 """Where the times of packets are not those of pictures, and what is the matter."""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import math
 import os
 import shutil
 import subprocess
@@ -12,30 +11,16 @@ import sys
 import tarfile
 import time
 from pathlib import Path
-from typing import Any
 
 import psutil
-import pyarrow.parquet as parquet
 import pytest
+from small_runs import SMALL, rows, run
 
 from spacepatch.config import load_config
 from spacepatch.errors import LossLimitError, ResumeError
 from spacepatch.inspection import verify
-from spacepatch.pipeline import make_plan, tokenize
+from spacepatch.pipeline import make_plan
 from spacepatch.pipeline.forecast import forecast
-from spacepatch.workers import WorkerPool
-
-SMALL = {"fps": "2", "max_tokens_per_frame": 64, "pack_length": 1024, "workers": 2}
-
-
-def run(sources: list[Any], out: Path, *, overwrite: bool = False, **settings: Any) -> Any:
-    config = load_config(SMALL | settings)
-    return tokenize([str(source) for source in sources], out=out, config=config,
-                    overwrite=overwrite)  # fmt: skip
-
-
-def rows(out: Path, name: str) -> list[dict[str, Any]]:
-    return parquet.read_table(out / name).to_pylist()
 
 
 @pytest.fixture
@@ -104,20 +89,6 @@ def test_a_still_picture_is_one_frame_at_zero_seconds(clips: Path, tmp_path: Pat
     run([clips / "still_picture_400x300.png"], tmp_path / "out")
     (row,) = rows(tmp_path / "out", "segments.parquet")
     assert (row["seconds"], row["valid_frames"], row["padded_frames"]) == ([0.0], 1, 1)
-
-
-def test_every_shard_holds_one_split_and_the_splits_hold_all(
-    sample_clips: Path, tmp_path: Path
-) -> None:
-    out = tmp_path / "out"
-    run([sample_clips], out, split="train=0.6,val=0.4")
-    segments = rows(out, "segments.parquet")
-    assert {row["split"] for row in segments} == {"train", "val"}
-    for tar in out.glob("*.tar"):
-        held = {row["split"] for row in rows(out, f"{tar.stem}.segments.parquet")}
-        assert held == {tar.stem.split("-")[1]}
-    assert len({row["source"] for row in segments}) == 10
-    assert verify(out) == []
 
 
 def test_a_source_added_removed_or_changed_is_refused_by_name(clips: Path, tmp_path: Path) -> None:
@@ -192,42 +163,6 @@ def test_no_absolute_path_and_no_host_is_in_what_is_written(clips: Path, tmp_pat
         assert os.uname().nodename.encode() not in content, path.name
 
 
-def test_each_packer_conserves_the_segments(sample_clips: Path, tmp_path: Path) -> None:
-    ids = {}
-    for packer in ("next-fit", "first-fit", "first-fit-decreasing", "best-fit-decreasing"):
-        out = tmp_path / packer
-        run([sample_clips], out, packer=packer, max_segments=3)
-        segments = rows(out, "segments.parquet")
-        ids[packer] = sorted(row["segment_id"] for row in segments)
-        places = [(row["shard"], row["pack"]) for row in segments]
-        assert max(places.count(place) for place in set(places)) <= 3
-        assert verify(out) == []
-    assert len({tuple(found) for found in ids.values()}) == 1
-
-
-def test_cut_to_fit_fills_packs_and_drops_nothing(sample_clips: Path, tmp_path: Path) -> None:
-    folder = tmp_path / "equal"
-    folder.mkdir()
-    for number in range(60):
-        (folder / f"{number}.mp4").symlink_to(sample_clips / "square_320x320.mp4")
-    whole, cut = tmp_path / "whole", tmp_path / "cut"
-    # 4 rows of 64 tokens: 3 clips fit a pack of 896 whole, 3.5 when they are cut.
-    run([folder], whole, pack_length=896)
-    run([folder], cut, pack_length=896, cut_to_fit=True)
-    assert verify(cut) == []
-
-    def frames(out: Path) -> dict[str, list[int]]:
-        held: dict[str, list[int]] = {}
-        for row in sorted(rows(out, "segments.parquet"), key=lambda row: row["clip_start_pts"]):
-            held.setdefault(row["source"], []).extend(row["frame_indices"])
-        return held
-
-    assert frames(cut) == frames(whole)
-    packs = {out: json.loads((out / "dataset.json").read_text())["totals"] for out in (whole, cut)}
-    assert packs[whole]["packs"] == 20
-    assert packs[cut]["packs"] == packs[cut]["lower_bound"] == 18
-
-
 def test_plan_tells_duplicates_better_lengths_and_every_packer(clips: Path, tmp_path: Path) -> None:
     shutil.copy(clips / "square_320x320.mp4", clips / "twin.mp4")
     figures = forecast(make_plan([str(clips)], config=load_config(SMALL | {"pack_length": 380})))
@@ -251,27 +186,6 @@ def test_a_written_plan_is_the_one_that_tokenize_follows(clips: Path, tmp_path: 
     assert before == ((out / "plan.parquet").read_bytes(), (out / "plan.json").read_bytes())
     totals = json.loads((out / "dataset.json").read_text())["totals"]
     assert totals["tokens"] == totals["planned_tokens"] == plan.num_tokens
-
-
-def test_the_seed_changes_the_order_and_not_the_tokens(sample_clips: Path, tmp_path: Path) -> None:
-    crcs, orders = [], []
-    for seed in (0, 1):
-        out = tmp_path / str(seed)
-        run([sample_clips], out, seed=seed)
-        segments = rows(out, "segments.parquet")
-        crcs.append(sorted((row["source"], row["tokens_crc32c"]) for row in segments))
-        orders.append([row["source"] for row in segments])
-    assert crcs[0] == crcs[1]
-    assert orders[0] != orders[1]
-
-
-def test_a_shard_keeps_to_its_size(sample_clips: Path, tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    run([sample_clips], out, shard_size="1MB", pack_length=256)
-    sizes = [tar.stat().st_size for tar in out.glob("*.tar")]
-    assert len(sizes) >= 3
-    # The limit is for the packs' tokens with their index; headers and json come on top.
-    assert max(sizes) <= 1e6 * 1.1
 
 
 def test_overlapping_clips_cut_to_fit_keep_ids_of_their_own(clips: Path, tmp_path: Path) -> None:
@@ -354,35 +268,6 @@ def test_limit_does_not_hide_a_file_that_is_not_there(clips: Path, tmp_path: Pat
     (clips / "list.txt").write_text("square_320x320.mp4\ngone.mp4\n")
     summary = run([f"@{clips / 'list.txt'}"], tmp_path / "out", limit=5)
     assert summary.lost_sources == ("gone.mp4",)
-
-
-def test_a_worker_that_dies_idle_costs_nothing() -> None:
-    pool = WorkerPool(workers=2, timeout=60)
-    with pool:
-        assert list(pool.map(math.sqrt, iter([("a", 4.0)]))) == [("a", 2.0)]
-        for _ in range(2):
-            children = psutil.Process().children(recursive=True)
-            workers = [c for c in children if "spawn_main" in " ".join(c.cmdline())]
-            assert workers
-            workers[0].kill()
-            psutil.wait_procs(workers[:1], timeout=10)
-            time.sleep(0.5)
-            found = dict(pool.map(math.sqrt, iter([(n, float(n * n)) for n in range(20)])))
-            assert found == {n: float(n) for n in range(20)}
-
-
-def test_a_hang_is_noticed_while_others_end(tmp_path: Path) -> None:
-    pool = WorkerPool(workers=2, timeout=1)
-    start = time.monotonic()
-    noticed = 0.0
-    items = [("hang", 60.0), *((n, 0.02) for n in range(400))]
-    with pool:
-        for key, outcome in pool.map(time.sleep, iter(items)):
-            if key == "hang":
-                noticed = time.monotonic() - start
-                assert outcome.reason == "timeout"
-    # 400 naps on the worker that is left take 8 s.
-    assert 1 <= noticed < 6
 
 
 def test_a_probe_that_was_lost_to_a_timeout_is_mended_by_retry_lost(

@@ -19,7 +19,8 @@ import pytest
 from fuzz import session_of
 from test_crashes import busy_worker
 
-from spacepatch.workers import WORKER_MEMORY, Fault, WorkerPool
+from spacepatch.limits import WORKER_MEMORY
+from spacepatch.workers import Fault, WorkerPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")
 

@@ -48,7 +48,7 @@ def _facts() -> dict[str, Any]:
 
     from spacepatch import __version__
     from spacepatch.decode.opening import CODECS, ffmpeg_version
-    from spacepatch.workers import available_cores
+    from spacepatch.limits import available_cores
 
     decoders, missing = [], []
     for name in sorted(CODECS):

@@ -64,10 +64,46 @@ def decode_pictures(
             planned one (`size_changed`), or it is interlaced where `interlaced` is `skip`
             (`skipped_by_policy`), after the pictures before that.
     """
+    for stretch in _stretches(info, indices):
+        yield from _decode_stretch(
+            uri,
+            info=info,
+            indices=indices[stretch],
+            pts=pts[stretch],
+            offset=offset,
+            num_bytes=num_bytes,
+            on_picture=on_picture,
+            interlaced=interlaced,
+            max_pixels=max_pixels,
+        )
+
+
+def _stretches(info: VideoInfo, indices: np.ndarray) -> list[slice]:
+    """Wanted frames between which a jump to a keyframe pays: the clips of a long video lie in
+    shards all over, and each shard would decode all that is between its own."""
+    if not len(indices):
+        return []
+    if info.pts_repaired or info.container not in TIMED_CONTAINERS:
+        return [slice(None)]
+    gaps = np.flatnonzero(np.diff(indices) > SEEK_AFTER_FRAMES) + 1
+    return [slice(*pair) for pair in itertools.pairwise([0, *gaps.tolist(), len(indices)])]
+
+
+def _decode_stretch(
+    uri: str,
+    *,
+    info: VideoInfo,
+    indices: np.ndarray,
+    pts: np.ndarray,
+    offset: int | None,
+    num_bytes: int | None,
+    on_picture: Callable[[], None],
+    interlaced: str,
+    max_pixels: int,
+) -> Iterator[Picture]:
+    """`decode_pictures` for frames that lie near each other, in a container of their own."""
     from av.video.stream import VideoStream
 
-    if not len(indices):
-        return
     # Where times are not to be trusted, only the order is.
     numbered = info.pts_repaired not in ("", "repeated")
     far = int(indices[0]) >= SEEK_AFTER_FRAMES and not info.pts_repaired

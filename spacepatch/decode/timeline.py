@@ -71,6 +71,7 @@ class _Packets:
         self.last_is_cut = False
         """Whether the last packet is shorter than the container says."""
         self._seen_key = False
+        self.first_dts: int | None = None
         self._last_dts: int | None = None
 
     def add(self, packet: Packet[Any], watch: SizeWatch) -> None:
@@ -90,6 +91,7 @@ class _Packets:
                 # What comes before the first keyframe cannot be decoded.
                 self._seen_key, self.key_pts = True, packet.pts
                 del self.pts[:], self.durations[:], self.breaks[:]
+                self.first_dts = packet.dts
             size = watch.changed_to(packet)
             if size is not None:
                 self.changes.append((len(self.pts), pts, size))
@@ -157,12 +159,13 @@ def read_timeline(
 
 def _order(packets: _Packets, fallback_step: int, *, gif: bool) -> tuple[np.ndarray, int, str]:
     """Times in order of presentation, the end of the last frame, and what was repaired."""
-    pts = np.array(packets.pts, np.int64)
-    durations = np.array(packets.durations, np.int64)
-    known = pts[pts != NO_PTS]
-    repaired = packets.repaired or ("missing" if len(known) < len(pts) else "")
-    first = int(known[0]) if len(known) else 0
-    if len(known) < len(pts):
+    # No copies: beside FFmpeg's index of a film of hours they are most of what a probe takes.
+    pts = np.frombuffer(packets.pts, np.int64)
+    durations = np.frombuffer(packets.durations, np.int64)
+    known = pts != NO_PTS
+    repaired = packets.repaired or ("" if known.all() else "missing")
+    first = int(pts[known.argmax()]) if known.any() else 0
+    if not known.all():
         return *_count_times(first, len(pts), fallback_step), repaired
     if packets.breaks:
         joined = _join_sections(pts, durations, packets.breaks, fallback_step)
@@ -170,15 +173,18 @@ def _order(packets: _Packets, fallback_step: int, *, gif: bool) -> tuple[np.ndar
     if packets.key_pts is not None:
         # Leading pictures of the first keyframe refer to what is not there.
         shown = pts >= packets.key_pts
-        pts, durations = pts[shown], durations[shown]
-    order = np.lexsort((durations, pts))
-    pts, duration = pts[order], int(durations[order[-1]])
-    if bool((np.diff(pts) == 0).any()):
+        if not shown.all():
+            pts, durations = pts[shown], durations[shown]
+    duration = int(durations[pts == pts.max()].max())
+    pts = np.sort(pts)
+    if bool((pts[1:] == pts[:-1]).any()):
         repaired = repaired or "repeated"
         moved = _move_repeated(pts)
         if moved is None:
             return *_count_times(first, len(packets.pts), fallback_step), "crowded"
         pts = moved
+    if repaired == "unordered" and packets.first_dts is not None:
+        pts = pts - (pts[0] - packets.first_dts)  # the first picture is shown as the file begins
     if duration <= 0:
         duration = int(np.median(np.diff(pts))) if len(pts) > 1 else fallback_step
     if gif and not repaired:
@@ -212,13 +218,18 @@ def _join_sections(
 
 
 def _tells_only_order(container: InputContainer, stream: VideoStream, packets: _Packets) -> bool:
-    """Whether pictures are reordered, and their packets' times are not.
+    """Whether packets have times that are not those of their pictures.
 
     AVI tells the order of packets alone. From MPEG-4 FFmpeg reads which ones are shown later; from
     H.264, and from the packed MPEG-4 of DivX, it does not: then a picture comes with the time of
-    another, and only the order of both is true.
+    another, or (FFmpeg 8, H.264) a frame late, and only the order is true.
     """
-    if container.format.name != "avi" or not stream.codec_context.has_b_frames:
+    context = stream.codec_context
+    if container.format.name != "avi" or NO_PTS in packets.pts[:1]:
+        return False
+    if not context.has_b_frames and (
+        context.codec.canonical_name != "h264" or packets.pts[0] == packets.first_dts
+    ):
         return False
     return bool((np.diff(np.array(packets.pts, np.int64)) > 0).all())
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from spacepatch.config import RunConfig, parse_bytes
 from spacepatch.data import POLICY_REASONS, Loss, Task, TaskReport
 from spacepatch.errors import ConfigError, LossLimitError, ShardError
+from spacepatch.limits import available_cores
 from spacepatch.pipeline.finishing import (
     RunSummary,
     finish_run,
@@ -31,7 +32,7 @@ from spacepatch.pipeline.running import JobReport, pending_tasks, run_tasks
 from spacepatch.selection import parse_share, select_sources
 from spacepatch.sources import Listing, list_sources
 from spacepatch.storage import lock, sweep_temporary
-from spacepatch.workers import WorkerPool, available_cores
+from spacepatch.workers import WorkerPool
 
 MOST_WORKERS_PER_CORE = 8
 """Slow storage may want more workers than cores; this many are a mistake."""

@@ -1,0 +1,172 @@
+"""What spoils a dataset, and mends the checksums so that only deeper checks can find it."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import tarfile
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from crc32c import crc32c
+
+from spacepatch.inspection import Problem
+from spacepatch.shards import SEGMENTS, read_table, write_table
+
+
+def tars(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.tar"))
+
+
+def edit_json(path: Path, change: Callable[[Any], None]) -> None:
+    document = json.loads(path.read_text())
+    change(document)
+    path.write_text(json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False) + "\n")
+
+
+def edit_rows(path: Path, columns: dict[str, str], change: Callable[[list[Any]], None]) -> None:
+    rows = read_table(path)
+    change(rows)
+    write_table(path, columns, rows)
+
+
+@dataclass
+class Shard:
+    """The first shard with a pack of several segments, taken apart."""
+
+    folder: Path
+    tar: Path
+    pack: int
+    members: list[tuple[tarfile.TarInfo, bytes]]
+    names: list[str]
+
+    @classmethod
+    def of(cls, folder: Path) -> Shard:
+        for path in tars(folder):
+            rows = read_table(path.with_name(f"{path.stem}.segments.parquet"))
+            for pack, count in Counter(row["pack"] for row in rows).items():
+                if count > 1:
+                    with tarfile.open(path) as tar:
+                        members = [(info, tar.extractfile(info).read()) for info in tar]
+                    names = json.loads(path.with_suffix(".json").read_text())["members"]
+                    return cls(folder, path, pack, members, names)
+        raise AssertionError("no pack has several segments")
+
+    @property
+    def table(self) -> Path:
+        return self.tar.with_name(f"{self.tar.stem}.segments.parquet")
+
+    @property
+    def receipt(self) -> Path:
+        return self.tar.with_suffix(".json")
+
+    def place(self, name: str) -> int:
+        return self.pack * len(self.names) + self.names.index(name)
+
+    def array(self, name: str) -> np.ndarray:
+        return np.load(io.BytesIO(self.members[self.place(name)][1]))
+
+    def put(self, name: str, content: bytes | np.ndarray) -> None:
+        if isinstance(content, np.ndarray):
+            buffer = io.BytesIO()
+            np.save(buffer, content)
+            content = buffer.getvalue()
+        place = self.place(name)
+        self.members[place] = (self.members[place][0], content)
+
+    def edit_rows(self, change: Callable[[list[Any]], None]) -> None:
+        """Change rows of this pack, and pack.json with them."""
+        rows = read_table(self.table)
+        own = [row for row in rows if row["pack"] == self.pack]
+        change(own)
+        write_table(self.table, SEGMENTS, rows)
+        document = json.loads(self.members[self.place("pack.json")][1])
+        for described, row in zip(document["segments"], own, strict=True):
+            described.update({key: row[key] for key in described if key != "extra"})
+        self.put("pack.json", json.dumps(document, sort_keys=True).encode())
+
+    def seal(self) -> None:
+        """Write the tar again, then index, checksums, receipt, merged table and totals."""
+        index, checksums = [], []
+        with self.tar.open("wb") as file:
+            for info, content in self.members:
+                info.size = len(content)
+                header = info.tobuf(tarfile.USTAR_FORMAT)
+                index.append((file.tell() + len(header), len(content)))
+                file.write(header + content + bytes(-len(content) % 512))
+            file.write(bytes(1024))
+        width = len(self.names)
+        packs = len(json.loads(self.receipt.read_text())["pack_crc32c"])
+        for pack in range(packs):
+            checksum = 0
+            for _, content in self.members[pack * width : (pack + 1) * width]:
+                checksum = crc32c(content, checksum)
+            checksums.append(checksum)
+        places = np.array(index[: packs * width], np.uint64)
+        places = np.resize(places, (packs, width, 2))
+        np.save(self.tar.with_name(f"{self.tar.stem}.index.npy"), places)
+        edit_json(self.receipt, lambda receipt: receipt.update(pack_crc32c=checksums))
+        self.seal_files()
+
+    def seal_files(self) -> None:
+        """The receipt's checksums and everything that is merged from it."""
+
+        def mend(receipt: Any) -> None:
+            for name, entry in receipt["files"].items():
+                content = (self.folder / name).read_bytes()
+                entry.update(bytes=len(content), sha256=hashlib.sha256(content).hexdigest())
+
+        edit_json(self.receipt, mend)
+        size = sum(e["bytes"] for e in json.loads(self.receipt.read_text())["files"].values())
+
+        def mend_totals(dataset: Any) -> None:
+            for entry in dataset["shards"]:
+                if entry["name"] == self.tar.stem:
+                    entry["bytes"] = size
+            dataset["totals"]["bytes"] = sum(entry["bytes"] for entry in dataset["shards"])
+
+        edit_json(self.folder / "dataset.json", mend_totals)
+        merged = [
+            row
+            for tar in tars(self.folder)
+            for row in read_table(tar.with_name(f"{tar.stem}.segments.parquet"))
+        ]
+        write_table(self.folder / "segments.parquet", SEGMENTS, merged)
+        seal_tables(self.folder)
+
+
+def seal_tables(folder: Path) -> None:
+    """The checksums of the merged tables in dataset.json."""
+
+    def mend(dataset: Any) -> None:
+        for name in dataset["tables"]:
+            content = (folder / name).read_bytes()
+            dataset["tables"][name] = hashlib.sha256(content).hexdigest()
+
+    edit_json(folder / "dataset.json", mend)
+
+
+def flip_byte(path: Path, place: int) -> None:
+    content = bytearray(path.read_bytes())
+    content[place] ^= 1
+    path.write_bytes(content)
+
+
+def flip_token(shard: Shard) -> None:
+    info, content = shard.members[shard.place("tokens.npy")]
+    flip_byte(shard.tar, info.offset_data + len(content) - 1)
+
+
+def unfinish(folder: Path) -> None:
+    for name in ("dataset.json", "segments.parquet", "sources.parquet", "losses.parquet"):
+        (folder / name).unlink()
+    tars(folder)[0].with_suffix(".json").unlink()
+
+
+def found(problems: list[Problem], where: str, what: str) -> bool:
+    return any(where in problem.where and what in problem.what for problem in problems)
