@@ -125,6 +125,8 @@ class VideoInfo:
     stop_pts: int
     """End of the last frame, exclusive."""
     num_packets: int
+    num_before_key: int
+    """Packets before the first keyframe, not decodable."""
     pts_repaired: str
     """"" when the stream's pts are used as they are, else what was wrong with them."""
     still: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -77,8 +77,8 @@ class ClipTokens:
     """(reason, frames, tokens, message), all of stage decode."""
     damaged: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """(n,) int32: the samples whose frames are flagged, and kept all the same."""
-    decoder: str = "pyav"
-    """Which one read it."""
+    decoder: str = ""
+    """Which one read it; two, where the first could not read on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,8 +110,7 @@ def run_job(job: Job) -> JobResult:
         except Exception as error:
             error.add_note(f"source: {job.source.name}")
             raise
-        decoder = observed.get("decoder", settings.decoder)
-        results = tuple(replace(writer.finish(), decoder=decoder) for writer in writers)
+        results = tuple(writer.finish() for writer in writers)
         del arena, writers
     finally:
         window.close()
@@ -169,7 +168,7 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
                             background=settings.background,
                             alpha=settings.alpha,
                         )
-                    writer.add(picture, frames[size])
+                    writer.add(picture, frames[size], observed["decoder"])
     except SourceError as error:
         for writer in writers:
             writer.stop(error.reason, str(error))
@@ -260,6 +259,7 @@ class ClipWriter:
         self._kept: list[int] = []
         self._bad: set[int] = set()
         """Rows that a flagged or missing frame touches."""
+        self._decoders: list[str] = []
         self._damaged: list[int] = []
         """Samples whose frames are flagged, and kept."""
         self._frame: np.ndarray | None = None
@@ -270,8 +270,10 @@ class ClipWriter:
         place = np.searchsorted(self._samples[self._next :], index) + self._next
         return bool(place < len(self._samples) and self._samples[place] == index)
 
-    def add(self, picture: Picture, frame: np.ndarray) -> None:
+    def add(self, picture: Picture, frame: np.ndarray, decoder: str) -> None:
         """Fill the samples that take this picture; samples passed over had none."""
+        if decoder not in self._decoders:
+            self._decoders.append(decoder)
         size = self._settings.tubelet_size
         while self._next < len(self._samples) and self._samples[self._next] < picture.index:
             self._bad.add(self._next // size)
@@ -331,6 +333,7 @@ class ClipWriter:
             num_frames=covered,
             padded_frames=padded,
             losses=tuple(losses),
+            decoder=", ".join(self._decoders),
             damaged=np.array(
                 [k for k in self._damaged if k < covered and k // size not in self._bad], np.int32
             ),

@@ -35,6 +35,7 @@ def info(
         frame_pts=np.array(pts, np.int64),
         stop_pts=stop,
         num_packets=len(pts),
+        num_before_key=0,
         pts_repaired="",
         still=still,
     )

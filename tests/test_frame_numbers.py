@@ -55,6 +55,9 @@ ENCODED = {
     "h264_open_gop.ts": OPEN_GOP,
     "h264_open_gop.flv": OPEN_GOP,
     "h264_open_gop.h264": OPEN_GOP,
+    "refreshed.mp4": [*X264, "intra-refresh=1:keyint=60:bframes=0"],
+    "refreshed.ts": [*X264, "intra-refresh=1:keyint=60:bframes=0"],
+    "mpeg4.ts": MPEG4,
     "h264_two_keyframes.mp4": [*X264, "bframes=3:keyint=400:min-keyint=400:scenecut=0"],
     "h264_b_frames.avi": B_FRAMES,
     "h264_no_b_frames.avi": ["-c:v", "libx264", "-bf", "0", "-g", "50"],
@@ -286,7 +289,7 @@ def test_a_backend_reads_some_of_the_clips(backend: str, clip_of: ClipOf) -> Non
 
 
 SEEKABLE = [
-    *("h264_open_gop.mp4", "h264_open_gop.mkv", "h264_open_gop.ts", "h264_open_gop.flv"),
+    *("h264_open_gop.mp4", "h264_open_gop.mkv", "h264_open_gop.ts"),
     *("hevc_open_gop.mp4", "hevc_open_gop.ts", "mpeg2.ts", "vp8_altref.webm", "vp9_altref.webm"),
     *("av1.mkv", "mpeg4.mp4", "wmv2.wmv", "edit_list.mp4", "no_cues.mkv", "fragmented.mp4"),
     *("wrap_h264.ts", "cut_hevc.ts", "late.mkv", "ntsc.ts", "vfr.mkv"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from fractions import Fraction
 from typing import TYPE_CHECKING, TypeVar
@@ -25,12 +26,12 @@ def treat_interlaced(
     """Yield the wanted pictures of a stream, progressive or at least said to be, in their order.
 
     A picture that is not flagged as interlaced is yielded as it came. `deinterlace` makes one
-    picture of a flagged one by FFmpeg's bwdif, which reads the pictures before and after it, and
-    nothing else: what comes out is the same whatever else is wanted. It is what `bwdif` makes in
-    a run over the whole stream, where the first picture and the last stand in for the neighbours
-    that they lack. (One exception: the first flagged picture after unflagged ones, of which
-    FFmpeg's run uses one field alone, has neighbours here.) `keep` only takes the flag away: of a
-    flagged picture swscale scales the fields apart.
+    picture of a flagged one by FFmpeg's bwdif (one that bwdif does not take is kept), which reads
+    the pictures before and after it, and nothing else: what comes out is the same whatever else is
+    wanted. It is what `bwdif` makes in a run over the whole stream, where the first picture and the
+    last stand in for the neighbours that they lack. (One exception: the first flagged picture after
+    unflagged ones, of which FFmpeg's run uses one field alone, has neighbours here.) `keep` only
+    takes the flag away: of a flagged picture swscale scales the fields apart.
 
     Args:
         frames: every picture that the decoder makes, in order of presentation, with None, or a
@@ -50,7 +51,7 @@ def treat_interlaced(
     """
     if policy not in INTERLACED:
         raise ValueError(f"unknown policy {policy!r}; one of {', '.join(INTERLACED)}")
-    flags = _Unflagged() if policy == "keep" else None
+    flags = _Unflagged()
     fields = _Deinterlacer() if policy == "deinterlace" else None
     before: av.VideoFrame | None = None
     waiting: tuple[av.VideoFrame | None, av.VideoFrame, Key] | None = None
@@ -61,9 +62,9 @@ def treat_interlaced(
         if key is not None:
             if not frame.interlaced_frame:
                 yield frame, key, bool(frame.is_corrupt)
-            elif fields is not None:
+            elif fields is not None and _can_be_filtered(frame):
                 waiting = before, frame, key
-            elif flags is not None:
+            elif policy != "skip":
                 yield flags.unflag(frame), key, bool(frame.is_corrupt)
             else:
                 raise DecodeError(
@@ -73,6 +74,21 @@ def treat_interlaced(
         before = frame
     if waiting is not None and fields is not None:
         yield fields.make_progressive(*waiting, after=None)
+
+
+SMALLEST_PLANE = 3
+"""Rows and columns that bwdif needs of each plane."""
+FILTERED = re.compile(
+    r"(yuvj?|yuva)4[0-4]{2}p(\d+le)?|gray(8|9le|10le|12le|14le|16le)?|gbra?p(\d+le)?"
+)
+"""Pixel formats that bwdif takes as they are; of any other FFmpeg would first make one of these, by
+other rules than ours."""
+
+
+def _can_be_filtered(frame: av.VideoFrame) -> bool:
+    planes = frame.planes
+    small = min(min(plane.width, plane.height) for plane in planes) < SMALLEST_PLANE
+    return not small and FILTERED.fullmatch(frame.format.name) is not None
 
 
 class _Deinterlacer:

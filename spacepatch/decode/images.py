@@ -12,13 +12,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from fractions import Fraction
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from spacepatch.data import Part, Picture, VideoInfo
-from spacepatch.decode.opening import MAX_PIXELS, MAX_SECONDS, Member, open_container
+from spacepatch.decode.opening import (
+    MAX_PIXELS,
+    MAX_SECONDS,
+    Member,
+    open_container,
+    open_member,
+)
 from spacepatch.errors import DecodeError, ProbeError
 
 if TYPE_CHECKING:
@@ -73,7 +78,7 @@ def probe_image(
     if kind == "avif":
         where = {"offset": offset, "num_bytes": num_bytes}
         return _probe_avif(uri, max_pixels=max_pixels, on_packet=on_packet, **where)
-    with _open(uri, offset, num_bytes) as file:
+    with open_member(uri, offset, num_bytes) as file:
         webp = _read_webp(file, max_pixels, on_packet)
     frames = webp.frames
     claimed = np.array([frame.milliseconds for frame in frames], np.int64)
@@ -96,6 +101,7 @@ def probe_image(
         frame_pts=ends - shown,
         stop_pts=int(ends[-1]),
         num_packets=len(frames),
+        num_before_key=0,
         pts_repaired="too_fast" if not still and (shown != claimed).any() else "",
         still=still,
         cut_off=webp.cut_off,
@@ -105,7 +111,7 @@ def probe_image(
 def _probe_avif(
     uri: str, *, max_pixels: int, on_packet: Callable[[], None], **where: int | None
 ) -> VideoInfo:
-    from spacepatch.decode.probe import probe_video
+    from spacepatch.decode.probe import probe_container
 
     with open_container(uri, max_pixels=max_pixels, **where) as container:
         # Alpha, and each tile, are streams of their own. The sequence goes before the still beside
@@ -114,11 +120,11 @@ def _probe_avif(
     if not order:
         raise ProbeError("no video stream", reason="no_video_stream")
     stream = str(-max(order)[1])
-    info = probe_video(uri, stream=stream, max_pixels=max_pixels, on_packet=on_packet, **where)
+    info = probe_container(uri, stream=stream, max_pixels=max_pixels, on_packet=on_packet, **where)
     count = len(info.frame_pts)
     try:
         # libavif tells mode and size of the whole, if none of the file is missing.
-        with _open(uri, **where) as file:
+        with open_member(uri, **where) as file:
             image = _open_avif(file)
     except _DamagedError:
         if len(order) > (1 if count == 1 else 2):
@@ -178,7 +184,7 @@ def decode_image(
     """
     places = {int(index): place for place, index in enumerate(indices)}
     draw = _draw_webp if info.container == "webp" else _draw_avif
-    with _open(uri, offset, num_bytes) as file:
+    with open_member(uri, offset, num_bytes) as file:
         for index, pixels, turn, is_corrupt in draw(file, sorted(places), max_pixels):
             on_picture()
             if pixels is not None and index in places:
@@ -286,7 +292,10 @@ def _chunks(file: Member, position: int, end: int) -> Iterator[tuple[bytes, int,
     """(name, start, stop, whether it is all there) of RIFF chunks; the file stands at `start`."""
     while position + 8 <= end:
         file.seek(position)
-        kind, length = struct.unpack("<4sI", file.read(8))
+        head = file.read(8)
+        if len(head) < 8:
+            return
+        kind, length = struct.unpack("<4sI", head)
         stop = position + 8 + length
         yield kind, position + 8, min(stop, end), stop <= end
         position = stop + length % 2
@@ -358,14 +367,6 @@ def _pillow() -> Iterator[None]:
         raise _DamagedError("Pillow cannot decode it: damaged", reason="unreadable") from None
     finally:
         Image.MAX_IMAGE_PIXELS, AvifImagePlugin.DEFAULT_MAX_THREADS = before
-
-
-@contextmanager
-def _open(uri: str, offset: int | None, num_bytes: int | None) -> Iterator[Member]:
-    """The bytes of the image as a file of its own, no longer than they are."""
-    with Path(uri).open("rb") as file:
-        there = max(0, Path(uri).stat().st_size - (offset or 0))
-        yield Member(file, offset or 0, there if num_bytes is None else min(num_bytes, there))
 
 
 def _turn(exif: bytes) -> tuple[int, bool]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import struct
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -178,6 +179,24 @@ def open_container(
             raise
         finally:
             container.close()
+
+
+@contextmanager
+def open_member(uri: str, offset: int | None, num_bytes: int | None) -> Iterator[Member]:
+    """The bytes of a source as a file of its own, for others than FFmpeg; no longer than they are.
+
+    Raises:
+        DecodeError: the system did not give us the bytes (reason `io`).
+    """
+    with Path(uri).open("rb") as file:
+        there = max(0, Path(uri).stat().st_size - (offset or 0))
+        member = Member(file, offset or 0, there if num_bytes is None else min(num_bytes, there))
+        try:
+            yield member
+        except (SourceError, ValueError, struct.error):
+            member.raise_if_failed()
+            raise
+        member.raise_if_failed()
 
 
 class Member(io.RawIOBase):

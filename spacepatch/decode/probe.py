@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spacepatch.data import Part, VideoInfo
+from spacepatch.decode.ebml import segment_is_whole
+from spacepatch.decode.fields import count_frames, may_be_fields
 from spacepatch.decode.images import image_kind, probe_image
 from spacepatch.decode.opening import (
     CODECS,
@@ -65,8 +68,8 @@ def probe_video(
     Raises:
         ProbeError: typed, with one of the closed list of reasons.
     """
-    kind = "" if stream else _image_kind(uri, offset or 0)
-    if kind:
+    kind = _image_kind(uri, offset or 0)
+    if kind and stream in ("", "0", "v:0"):
         return probe_image(
             uri,
             kind=kind,
@@ -75,6 +78,26 @@ def probe_video(
             max_pixels=max_pixels,
             on_packet=on_packet,
         )
+    return probe_container(
+        uri,
+        offset=offset,
+        num_bytes=num_bytes,
+        stream=stream,
+        max_pixels=max_pixels,
+        on_packet=on_packet,
+    )
+
+
+def probe_container(
+    uri: str,
+    *,
+    offset: int | None,
+    num_bytes: int | None,
+    stream: str,
+    max_pixels: int,
+    on_packet: Callable[[], None],
+) -> VideoInfo:
+    """`probe_video` of what FFmpeg reads, whatever else could read it."""
     with open_container(
         uri, offset=offset, num_bytes=num_bytes, max_pixels=max_pixels
     ) as container:
@@ -106,7 +129,20 @@ def probe_video(
             "interlaced": _FIELD_ORDERS.get(int(context.field_order), "unknown"),
             **_colour(video),
         }
+        fields = may_be_fields(info["container"], video)
         timeline = read_timeline(container, video, max_pixels=max_pixels, on_packet=on_packet)
+    if fields:
+        timeline = count_frames(
+            timeline,
+            uri,
+            offset=offset,
+            num_bytes=num_bytes,
+            stream_index=info["stream_index"],
+            max_pixels=max_pixels,
+            on_packet=on_packet,
+        )
+    if info["container"] == "matroska" and timeline.cut_off:
+        timeline = _extend_last(timeline, uri, offset or 0, num_bytes)
     still = info["container"] in IMAGE_FORMATS and len(timeline.frame_pts) == 1
     if still:
         rotation = rotation_in_exif(uri, offset, num_bytes)
@@ -120,6 +156,7 @@ def probe_video(
         frame_pts=timeline.frame_pts,
         stop_pts=timeline.stop_pts,
         num_packets=timeline.num_packets,
+        num_before_key=timeline.num_before_key,
         pts_repaired=timeline.repaired,
         still=still,
         cut_off=timeline.cut_off,
@@ -127,6 +164,16 @@ def probe_video(
         missing_frames=timeline.missing_frames,
         **info,
     )
+
+
+def _extend_last(timeline: Timeline, uri: str, offset: int, num_bytes: int | None) -> Timeline:
+    """What a whole Matroska file promises beyond its last packet is that frame's own time."""
+    size = Path(uri).stat().st_size - offset if num_bytes is None else num_bytes
+    with Path(uri).open("rb") as file:
+        if not segment_is_whole(file, start=offset, num_bytes=size):
+            return timeline
+    stop = timeline.stop_pts + timeline.missing_ticks
+    return replace(timeline, stop_pts=stop, cut_off=False, missing_ticks=0, missing_frames=0)
 
 
 def _claimed_seconds(container: InputContainer, video: VideoStream) -> float | None:

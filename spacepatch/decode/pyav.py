@@ -13,6 +13,7 @@ from spacepatch.data import Picture, VideoInfo
 from spacepatch.decode.deinterlace import treat_interlaced
 from spacepatch.decode.opening import MAX_PIXELS, open_container, raise_unless_damage
 from spacepatch.decode.orientation import display_size, orientation_of
+from spacepatch.decode.timeline import NO_PTS
 from spacepatch.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -26,9 +27,12 @@ SEEK_AFTER_FRAMES = 500
 SEEK_EARLIER_SECONDS = (0, 2, 10, 50)
 """How far before the wanted frame a jump aims, one after the other: a transport stream lands on any
 packet before it, and shows nothing until its next keyframe; an MP4 knows decoding times alone."""
-TIMED_CONTAINERS = frozenset({"mov", "matroska", "flv", "asf", "mpegts"})
+LEADING = -1
+"""Number of a picture that refers to what is before the first keyframe: it is no frame."""
+TIMED_CONTAINERS = frozenset({"mov", "matroska", "asf", "mpegts"})
 """Those that tell the time of every packet. Elsewhere (a program stream, a raw one) FFmpeg counts
-times from the start, and after a jump they can be a frame off."""
+times from the start, and after a jump they can be a frame off. Of an FLV that was begun anew FFmpeg
+overlooks the new headers as it jumps."""
 
 
 def decode_pictures(
@@ -64,7 +68,7 @@ def decode_pictures(
             planned one (`size_changed`), or it is interlaced where `interlaced` is `skip`
             (`skipped_by_policy`), after the pictures before that.
     """
-    for stretch in _stretches(info, indices):
+    for stretch in stretches(info, indices):
         yield from _decode_stretch(
             uri,
             info=info,
@@ -78,7 +82,7 @@ def decode_pictures(
         )
 
 
-def _stretches(info: VideoInfo, indices: np.ndarray) -> list[slice]:
+def stretches(info: VideoInfo, indices: np.ndarray) -> list[slice]:
     """Wanted frames between which a jump to a keyframe pays: the clips of a long video lie in
     shards all over, and each shard would decode all that is between its own."""
     if not len(indices):
@@ -117,7 +121,8 @@ def _decode_stretch(
         if numbered:
             decoder.copy_opaque = True
             starts = frozenset(part.first for part in info.parts[1:])
-            frames = _decode_all(container, stream, decoder, starts, numbered=True)
+            skip = info.num_before_key
+            frames = _decode_all(container, stream, decoder, starts, numbered=True, skip=skip)
             numbers = _by_order(frames, decoder)
         else:
             # To deinterlace a picture takes the one before it.
@@ -162,6 +167,8 @@ def _by_order(
     """
     position = -1
     for frame in frames:
+        if frame.opaque == LEADING:
+            continue
         own = None if decoder.has_b_frames else frame.opaque
         if own is not None and own <= position:
             continue
@@ -256,7 +263,7 @@ def _frames(
             decoder.flush_buffers()
             frames = _decode_all(container, stream, decoder, starts)
             head = next(frames, None)
-            if head is not None and head.pts is not None and head.pts <= seek_to:
+            if head is not None and _is_landing(head, seek_to):
                 yield head
                 yield from frames
                 return
@@ -270,6 +277,18 @@ def _frames(
     yield from _decode_all(container, stream, decoder, starts)
 
 
+def _is_landing(head: Any, seek_to: int) -> bool:
+    """Whether decoding may go on from the first frame after a jump.
+
+    Some decoders (MPEG-4), and all at a point from which pictures are only refreshed bit by bit
+    (H.264), begin with a picture that refers to what was never decoded, and do not flag it.
+    """
+    from av.video.frame import PictureType
+
+    whole = head.key_frame and head.pict_type == PictureType.I
+    return whole and head.pts is not None and head.pts <= seek_to
+
+
 def _decode_all(
     container: InputContainer,
     stream: VideoStream,
@@ -277,6 +296,7 @@ def _decode_all(
     starts: frozenset[int],
     *,
     numbered: bool = False,
+    skip: int = 0,
 ) -> Iterator[Any]:
     """Every frame from here on; `numbered` ones carry the number that the probe gave the packet.
 
@@ -285,10 +305,12 @@ def _decode_all(
     Args:
         starts: numbers (or times) of the keyframes from which the size is another. Some decoders
             drop what they hold back for reordering when the size changes, so it is fetched before.
+        skip: packets at the beginning that the decoder does not get: what it made of them would be
+            counted.
     """
     from av.error import FFmpegError
 
-    number, seen_key = 0, False
+    number, num_keys, key_pts = 0, 0, NO_PTS
     packets = container.demux(stream)
     while True:
         try:
@@ -301,10 +323,16 @@ def _decode_all(
         if packet.size == 0:
             # Some files hold empty packets; the decoder takes one for the end of the stream.
             continue
-        if numbered:
-            if packet.is_keyframe and not seen_key:
-                number, seen_key = 0, True
-            if not packet.is_discard:
+        if skip:
+            skip -= 1
+            continue
+        if numbered and not packet.is_discard:
+            num_keys += packet.is_keyframe
+            if num_keys == 1 and packet.is_keyframe:
+                key_pts = NO_PTS if packet.pts is None else packet.pts
+            if num_keys == 1 and packet.pts is not None and packet.pts < key_pts:
+                packet.opaque = LEADING
+            else:
                 packet.opaque = number
                 number += 1
         try:

@@ -28,6 +28,8 @@ MAX_STEP_SECONDS = 10
 `-dts_delta_threshold` of the ffmpeg command. FFmpeg's demuxer takes a step back by more than a
 minute for the wrap of a 33-bit clock, and makes it a step of 26.5 hours."""
 
+MOST_FILLED = 0.1
+"""Share of frames without a time up to which the times of the others are kept."""
 NO_PTS = -(2**63)
 """A packet without a time (FFmpeg's AV_NOPTS_VALUE)."""
 SHORTEST_GIF_TICKS, GIF_TICKS = 2, 10
@@ -47,6 +49,8 @@ class Timeline:
     """"" where the times are used as they are, else what was wrong with them."""
     sizes: tuple[tuple[int, Size], ...]
     """(presentation index, size) of the frames from which the size is another."""
+    num_before_key: int
+    """Packets before the first keyframe: what they hold cannot be decoded."""
     cut_off: bool
     """The file ends before its container says so."""
     missing_ticks: int
@@ -58,7 +62,8 @@ class _Packets:
     """What the packets of a stream say, gathered in one pass: 17 bytes a packet."""
 
     def __init__(self, max_step: int | None) -> None:
-        """`max_step`: ticks between packets beyond which the clock was set; None: never."""
+        """`max_step`: ticks from packet to packet beyond which a broadcast's clock was set; None:
+        it is no broadcast."""
         self._max_step = max_step
         self.pts, self.durations = array("q"), array("q")
         self.changes: list[tuple[int, int, Size]] = []
@@ -68,36 +73,56 @@ class _Packets:
         self.num_packets = 0
         self.repaired = ""
         self.key_pts: int | None = None
+        self.num_before_key = 0
+        """Packets before the first keyframe."""
+        self.second_key: int | None = None
+        """How many frames came before the second keyframe."""
         self.last_is_cut = False
         """Whether the last packet is shorter than the container says."""
         self._seen_key = False
         self.first_dts: int | None = None
         self._last_dts: int | None = None
+        self._max_pts = NO_PTS
 
     def add(self, packet: Packet[Any], watch: SizeWatch) -> None:
         self.num_packets += 1
         self.last_is_cut = packet.is_corrupt
         if self.num_packets > MAX_PACKETS:
             raise ProbeError(f"more than {MAX_PACKETS} packets", reason="too_large")
-        if packet.dts is not None:
-            step = 0 if self._last_dts is None else packet.dts - self._last_dts
-            if step < 0 or (self._max_step is not None and step > self._max_step):
-                self.repaired = "discontinuous"
-                self.breaks.append(len(self.pts))
-            self._last_dts = packet.dts
         pts = NO_PTS if packet.pts is None else packet.pts
+        if self._jumps(packet, pts):
+            self.repaired = "discontinuous"
+            self.breaks.append(len(self.pts))
         if packet.is_keyframe:
             if not self._seen_key:
                 # What comes before the first keyframe cannot be decoded.
                 self._seen_key, self.key_pts = True, packet.pts
+                self.num_before_key = self.num_packets - 1
                 del self.pts[:], self.durations[:], self.breaks[:]
                 self.first_dts = packet.dts
+            elif self.second_key is None:
+                self.second_key = len(self.pts)
             size = watch.changed_to(packet)
             if size is not None:
                 self.changes.append((len(self.pts), pts, size))
         if not packet.is_discard:  # else outside the edit list: decoded, never shown
             self.pts.append(pts)
             self.durations.append(packet.duration or 0)
+
+    def _jumps(self, packet: Packet[Any], pts: int) -> bool:
+        """Whether the clock was set before this packet.
+
+        Of a broadcast by the decoding times. Elsewhere these may be FFmpeg's own sums, which damage
+        upsets; there a keyframe tells, that is shown before what came before it.
+        """
+        if self._max_step is None:
+            jumps = packet.is_keyframe and pts != NO_PTS and pts < self._max_pts
+            self._max_pts = pts if jumps else max(pts, self._max_pts)
+            return jumps
+        last, self._last_dts = self._last_dts, packet.dts or self._last_dts
+        if last is None or packet.dts is None:
+            return False
+        return not 0 <= packet.dts - last <= self._max_step
 
 
 def read_timeline(
@@ -151,6 +176,7 @@ def read_timeline(
         num_packets=packets.num_packets,
         repaired=repaired,
         sizes=sizes,
+        num_before_key=packets.num_before_key,
         cut_off=cut,
         missing_ticks=ticks,
         missing_frames=frames,
@@ -166,22 +192,30 @@ def _order(packets: _Packets, fallback_step: int, *, gif: bool) -> tuple[np.ndar
     repaired = packets.repaired or ("" if known.all() else "missing")
     first = int(pts[known.argmax()]) if known.any() else 0
     if not known.all():
-        return *_count_times(first, len(pts), fallback_step), repaired
-    if packets.breaks:
-        joined = _join_sections(pts, durations, packets.breaks, fallback_step)
-        return *(joined or _count_times(first, len(pts), fallback_step)), repaired
+        filled = _fill(pts, known)
+        if filled is None:
+            return *_count_times(first, len(pts), fallback_step), repaired
+        pts = filled
     if packets.key_pts is not None:
         # Leading pictures of the first keyframe refer to what is not there.
         shown = pts >= packets.key_pts
+        shown[packets.second_key :] |= packets.second_key is not None
         if not shown.all():
+            packets.breaks = [int(shown[:place].sum()) for place in packets.breaks]
+            packets.changes = [
+                (int(shown[:place].sum()), time, size) for place, time, size in packets.changes
+            ]
             pts, durations = pts[shown], durations[shown]
+    if packets.breaks:
+        joined = _join_sections(pts, durations, packets.breaks, fallback_step)
+        return *(joined or _count_times(first, len(pts), fallback_step)), repaired
     duration = int(durations[pts == pts.max()].max())
     pts = np.sort(pts)
     if bool((pts[1:] == pts[:-1]).any()):
         repaired = repaired or "repeated"
         moved = _move_repeated(pts)
         if moved is None:
-            return *_count_times(first, len(packets.pts), fallback_step), "crowded"
+            return *_count_times(first, len(pts), fallback_step), "crowded"
         pts = moved
     if repaired == "unordered" and packets.first_dts is not None:
         pts = pts - (pts[0] - packets.first_dts)  # the first picture is shown as the file begins
@@ -193,6 +227,25 @@ def _order(packets: _Packets, fallback_step: int, *, gif: bool) -> tuple[np.ndar
             ends = pts[0] + np.cumsum(np.where(steps < SHORTEST_GIF_TICKS, GIF_TICKS, steps))
             return np.concatenate([pts[:1], ends[:-1]]), int(ends[-1]), "too_fast"
     return pts, int(pts[-1]) + max(1, duration), repaired
+
+
+def _fill(pts: np.ndarray, known: np.ndarray) -> np.ndarray | None:
+    """Times in which the few that are missing lie between the others; None where many are.
+
+    Without reordering that is between the neighbours; else in the middle of the longest steps, of
+    which nobody can say which frame is shown there: in order of presentation all the same.
+    """
+    places = np.flatnonzero(~known)
+    if not known[0] or len(places) > MOST_FILLED * len(pts):
+        return None
+    filled = pts.copy()
+    if bool((np.diff(pts[known]) > 0).all()):
+        filled[places] = np.interp(places, np.flatnonzero(known), pts[known]).astype(np.int64)
+        return filled
+    ordered = np.sort(pts[known])
+    longest = np.argsort(-np.diff(ordered), kind="stable")[: len(places)]
+    filled[places] = (ordered[longest] + ordered[longest + 1]) // 2
+    return filled
 
 
 def _join_sections(

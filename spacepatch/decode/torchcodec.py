@@ -17,7 +17,12 @@ from spacepatch.decode.full_size import (
     wrap_pictures,
 )
 from spacepatch.decode.opening import MAX_PIXELS
+from spacepatch.decode.pyav import stretches
 from spacepatch.errors import Declined
+
+REFRESHED = frozenset({"h264", "mpeg4"})
+"""Codecs in which a file may call keyframes what are no whole pictures: torchcodec would jump to
+them, between two frames that are wanted, and show what it has not."""
 
 
 def decode_pictures(
@@ -47,29 +52,40 @@ def decode_pictures(
         Declined: before the first picture: torchcodec must not or cannot read this source.
         DecodeError: a later picture cannot be had, or not at its time (`corrupt_frames`).
     """
-    if not len(indices):
-        return
-    reference = make_reference(
-        uri,
-        info=info,
-        indices=indices,
-        pts=pts,
-        offset=offset,
-        num_bytes=num_bytes,
-        on_picture=on_picture,
-        interlaced=interlaced,
-        max_pixels=max_pixels,
-        trust_input=trust_input,
-        untagged=untagged,
-    )
-    decoder = _open(uri, info.stream_index)
-    tick = float(info.time_base)
-    _check_count(decoder, reference.frame_pts * tick, tick)
-    _check_colour(decoder, info)
-    frames = _read(decoder, indices, pts * tick, tick, on_picture)
-    yield from wrap_pictures(
-        frames, reference=reference, indices=indices, pts=pts, name="torchcodec"
-    )
+    for stretch in stretches(info, indices):
+        # Each stretch begins with a jump, and so with a picture that is held against PyAV's.
+        reference = make_reference(
+            uri,
+            info=info,
+            indices=indices[stretch],
+            pts=pts[stretch],
+            offset=offset,
+            num_bytes=num_bytes,
+            on_picture=on_picture,
+            interlaced=interlaced,
+            max_pixels=max_pixels,
+            trust_input=trust_input,
+            untagged=untagged,
+        )
+        decoder = _open(uri, info.stream_index)
+        tick = float(info.time_base)
+        _check_count(decoder, reference.frame_pts * tick, tick)
+        _check_colour(decoder, info)
+        frames = _read(
+            decoder,
+            indices[stretch],
+            pts[stretch] * tick,
+            tick,
+            on_picture,
+            in_order=info.codec in REFRESHED,
+        )
+        yield from wrap_pictures(
+            frames,
+            reference=reference,
+            indices=indices[stretch],
+            pts=pts[stretch],
+            name="torchcodec",
+        )
 
 
 def _open(uri: str, stream_index: int) -> Any:
@@ -121,10 +137,17 @@ def _read(
     seconds: np.ndarray,
     tick: float,
     on_picture: Callable[[], None],
+    *,
+    in_order: bool,
 ) -> Iterator[np.ndarray]:
-    """The frames of these indices, each at its time."""
+    """The frames of these indices, each at its time; `in_order`: without a jump between them."""
+    last = int(indices[0]) - 1
     for index, time in zip(indices, seconds, strict=True):
         try:
+            for passed in range(last + 1, int(index)) if in_order else ():
+                decoder.get_frame_at(passed)
+                on_picture()
+            last = int(index)
             frame = decoder.get_frame_at(int(index))
         except (RuntimeError, IndexError):
             raise BackendError("damaged data") from None
