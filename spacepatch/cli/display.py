@@ -243,6 +243,10 @@ def show_probes(found: list[tuple[Source, Probed]], *, as_json: bool) -> None:
     for document in documents:
         say(document.pop("source"))
         for key, value in document.items():
+            if key == "parts":
+                value = ", ".join(
+                    f"{part['size']} from frame {part['first_frame']}" for part in value
+                )
             say(f"  {key:20} {value}")
 
 
