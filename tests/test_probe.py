@@ -12,6 +12,7 @@ from PIL import Image
 
 from spacepatch.decode import display_size, probe_video
 from spacepatch.decode.opening import open_container
+from spacepatch.decode.orientation import sane_ratio
 from spacepatch.errors import ProbeError
 from spacepatch.resize import make_frame
 
@@ -211,3 +212,15 @@ def test_a_tiff_is_its_picture_or_refused_and_never_black(tmp_path: Path, compre
     (picture,) = pictures(path, info)
     expected = np.asarray(Image.open(path))
     assert np.abs(make_frame(picture, size=(48, 64)).astype(int) - expected).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("ratio", "expected"),
+    [(None, 1), (Fraction(0), 1), (Fraction(-4, 3), 1), (Fraction(64, 45), Fraction(64, 45)),
+     (Fraction(200), 200), (Fraction(1, 200), Fraction(1, 200)), (Fraction(2**31, 1), 1),
+     (Fraction(1, 2**31), 1)],
+)  # fmt: skip
+def test_a_pixel_aspect_that_cannot_be_meant_is_none(
+    ratio: Fraction | None, expected: Fraction
+) -> None:
+    assert sane_ratio(ratio) == expected

@@ -19,6 +19,17 @@ MOST_DEGREES_OFF = 1.0
 _SLANTED = "its pictures are to be turned by {:.0f} degrees; only right angles are"
 
 
+MOST_PIXEL_ASPECT = 200
+"""Wider or narrower pixels than this are a slip of a header, not a picture."""
+
+
+def sane_ratio(ratio: Fraction | None) -> Fraction:
+    """A pixel aspect ratio; 1 where there is none, or none that can be meant."""
+    if not ratio or not 1 <= max(ratio, 1 / ratio) <= MOST_PIXEL_ASPECT:
+        return Fraction(1)
+    return ratio
+
+
 def display_size(
     coded_size: tuple[int, int], *, rotation: int, pixel_aspect_ratio: Fraction
 ) -> tuple[int, int]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,12 @@ from spacepatch.decode.opening import (
     ffmpeg_version,
     open_container,
 )
-from spacepatch.decode.orientation import display_size, rotation_in_exif, rotation_in_header
+from spacepatch.decode.orientation import (
+    display_size,
+    rotation_in_exif,
+    rotation_in_header,
+    sane_ratio,
+)
 from spacepatch.decode.parts import Size
 from spacepatch.decode.streams import choose_stream
 from spacepatch.decode.tiff import holds_jpeg
@@ -117,7 +121,7 @@ def probe_container(
             raise _too_large(height, width, max_pixels)
         assert video.time_base is not None, "a demuxed stream has a time base"
         rotation = rotation_in_header(container, video.index)
-        first = Size((height, width), video.sample_aspect_ratio or Fraction(1))
+        first = Size((height, width), sane_ratio(video.sample_aspect_ratio))
         info: dict[str, Any] = {
             "container": container.format.name.split(",")[0],
             "codec": codec,
@@ -199,8 +203,8 @@ def _parts(first: Size, timeline: Timeline, rotation: int, container: str) -> tu
     """The runs of frames of one size; what changes back at once is no part."""
     parts: list[Part] = []
     for index, size in ((0, first), *timeline.sizes):
-        ratio = size.pixel_aspect_ratio
-        if index and (container in _OWN_PIXEL_ASPECT or not ratio):
+        ratio = sane_ratio(size.pixel_aspect_ratio)
+        if index and (container in _OWN_PIXEL_ASPECT or not size.pixel_aspect_ratio):
             ratio = first.pixel_aspect_ratio
         if index >= len(timeline.frame_pts):
             break
