@@ -326,10 +326,11 @@ def _decode_all(
         if skip:
             skip -= 1
             continue
+        if numbered and packet.is_keyframe:
+            num_keys += 1
+            if num_keys == 1 and packet.pts is not None:
+                key_pts = packet.pts
         if numbered and not packet.is_discard:
-            num_keys += packet.is_keyframe
-            if num_keys == 1 and packet.is_keyframe:
-                key_pts = NO_PTS if packet.pts is None else packet.pts
             if num_keys == 1 and packet.pts is not None and packet.pts < key_pts:
                 packet.opaque = LEADING
             else:

@@ -28,6 +28,7 @@ MAX_STEP_SECONDS = 10
 `-dts_delta_threshold` of the ffmpeg command. FFmpeg's demuxer takes a step back by more than a
 minute for the wrap of a 33-bit clock, and makes it a step of 26.5 hours."""
 
+NOTHING_TO_SHOW = "the video stream holds no frame to show"
 MOST_FILLED = 0.1
 """Share of frames without a time up to which the times of the others are kept."""
 NO_PTS = -(2**63)
@@ -159,7 +160,7 @@ def read_timeline(
         if packet.size:
             packets.add(packet, watch)
     if not packets.pts:
-        raise ProbeError("the video stream holds no frame to show", reason="no_video_stream")
+        raise ProbeError(NOTHING_TO_SHOW, reason="no_video_stream")
     if _tells_only_order(container, stream, packets):
         packets.repaired = packets.repaired or "unordered"
     step = _ticks(stream.guessed_rate, stream.time_base)
@@ -206,6 +207,8 @@ def _order(packets: _Packets, fallback_step: int, *, gif: bool) -> tuple[np.ndar
                 (int(shown[:place].sum()), time, size) for place, time, size in packets.changes
             ]
             pts, durations = pts[shown], durations[shown]
+    if not len(pts):
+        raise ProbeError(NOTHING_TO_SHOW, reason="no_video_stream")
     if packets.breaks:
         joined = _join_sections(pts, durations, packets.breaks, fallback_step)
         return *(joined or _count_times(first, len(pts), fallback_step)), repaired
