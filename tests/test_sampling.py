@@ -9,10 +9,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacepatch.sampling import SAMPLERS, Samples
+from spacepatch.sampling import OF_EACH_CLIP, SAMPLERS, Samples
 
 TIME_BASES = [Fraction(1, 1000), Fraction(1, 90_000), Fraction(1001, 30_000), Fraction(1, 5)]
 RATES = [Fraction(8), Fraction(30_000, 1001), Fraction(1, 2), Fraction(7, 3), Fraction(60)]
+SHIFTS = [Fraction(0), Fraction(1, 2), Fraction(123_457, 10**6), Fraction(999_999, 10**6)]
 
 
 @st.composite
@@ -45,9 +46,24 @@ def brute_grid(start: int, stop: int, step: Fraction) -> list[Fraction]:
     return times
 
 
-def sampled(name: str, pts: list[int], start: int, stop: int, base: Fraction, value) -> Samples:
+def sampled(
+    name: str,
+    pts: list[int],
+    start: int,
+    stop: int,
+    base: Fraction,
+    value,
+    shift: Fraction = Fraction(0),
+) -> Samples:
+    """What a sampler takes; every third frame is a keyframe."""
     return SAMPLERS[name](
-        np.array(pts, np.int64), start=start, stop=stop, time_base=base, value=Fraction(value)
+        np.array(pts, np.int64),
+        start=start,
+        stop=stop,
+        time_base=base,
+        value=Fraction(value),
+        shift=shift,
+        keyframes=np.arange(0, len(pts), 3),
     )
 
 
@@ -93,24 +109,116 @@ def test_every_frame_takes_those_whose_time_is_in_the_span(span, base) -> None:
 
 
 @pytest.mark.parametrize("name", sorted(SAMPLERS))
-@given(span=spans(), base=st.sampled_from(TIME_BASES), value=st.integers(1, 90))
+@given(
+    span=spans(),
+    base=st.sampled_from(TIME_BASES),
+    value=st.integers(1, 90),
+    shift=st.sampled_from(SHIFTS),
+)
 @settings(max_examples=100, deadline=None)
-def test_indices_and_times_never_go_back(name, span, base, value) -> None:
+def test_indices_and_times_never_go_back(name, span, base, value, shift) -> None:
     pts, start, stop = span
-    samples = sampled(name, pts, start, stop, base, value)
-    assert all(a <= b for a, b in pairwise(samples.indices.tolist()))
-    assert all(a <= b for a, b in pairwise(samples.ticks.tolist()))
-    assert all(start <= tick < stop for tick in samples.ticks.tolist())
+    samples = sampled(name, pts, start, stop, base, value, shift)
+    indices, ticks = samples.indices.tolist(), samples.ticks.tolist()
+    assert (samples.indices.dtype, samples.ticks.dtype) == (np.int64, np.int64)
+    assert all(a <= b for a, b in pairwise(indices))
+    assert all(a <= b for a, b in pairwise(ticks))
+    assert all(start <= tick < stop for tick in ticks)
+    # A cut before sample k ends a clip at ticks[k]: no frame of the clip may be later.
+    assert all(pts[k] <= tick for k, tick in zip(indices, ticks, strict=True))
 
 
-@given(stream=streams(), cut=st.integers(1, 40), fps=st.sampled_from(RATES))
+@pytest.mark.parametrize("name", sorted(set(SAMPLERS) - {"keyframes"}))
+@given(span=spans(), value=st.integers(1, 90), shift=st.sampled_from(SHIFTS))
 @settings(max_examples=100, deadline=None)
-def test_a_longer_span_begins_with_the_samples_of_a_shorter_one(stream, cut, fps) -> None:
+def test_a_span_that_holds_a_frame_has_a_sample(name, span, value, shift) -> None:
+    pts, start, stop = span
+    samples = sampled(name, pts, start, stop, Fraction(1, 1000), value, shift)
+    assert len(samples.indices) > 0 or not any(start <= time < stop for time in pts)
+
+
+@pytest.mark.parametrize("name", ["fps", "every-frame", "stride", "keyframes"])
+@given(stream=streams(), cut=st.integers(1, 40), value=st.integers(1, 9))
+@settings(max_examples=100, deadline=None)
+def test_a_longer_span_begins_with_the_samples_of_a_shorter_one(name, stream, cut, value) -> None:
     pts, end = stream
     stop = max(pts[0] + 1, end - cut)
-    short = sampled("fps", pts, pts[0], stop, Fraction(1, 1000), fps).indices.tolist()
-    whole = sampled("fps", pts, pts[0], end, Fraction(1, 1000), fps).indices.tolist()
+    short = sampled(name, pts, pts[0], stop, Fraction(1, 1000), value).indices.tolist()
+    whole = sampled(name, pts, pts[0], end, Fraction(1, 1000), value).indices.tolist()
     assert whole[: len(short)] == short
+
+
+def test_only_what_depends_on_the_end_of_the_span_is_chosen_for_each_clip_alone() -> None:
+    pts = list(range(0, 30_000, 33))
+    rates = {
+        name
+        for name in SAMPLERS
+        if sampled(name, pts, 0, 20_000, Fraction(1, 1000), 5).ticks.tolist()
+        == [
+            tick
+            for tick in sampled(name, pts, 0, 30_000, Fraction(1, 1000), 5).ticks.tolist()
+            if tick < 20_000
+        ]
+    }
+    assert rates == set(SAMPLERS) - OF_EACH_CLIP
+
+
+# --- by number ---------------------------------------------------------------------------------
+
+
+@given(span=spans(), stride=st.integers(1, 12), shift=st.sampled_from(SHIFTS))
+@settings(max_examples=200, deadline=None)
+def test_stride_takes_every_nth_frame_of_the_span(span, stride, shift) -> None:
+    pts, start, stop = span
+    inside = [k for k, time in enumerate(pts) if start <= time < stop]
+    samples = sampled("stride", pts, start, stop, Fraction(1, 1000), stride, shift)
+    offset = math.floor(shift * min(stride, len(inside)))
+    assert samples.indices.tolist() == inside[offset::stride]
+    assert samples.ticks.tolist() == [pts[k] for k in samples.indices.tolist()]
+    assert samples.fps == Fraction(1000 * len(samples.indices), stop - start)
+
+
+@given(span=spans())
+@settings(max_examples=100, deadline=None)
+def test_keyframes_are_those_whose_time_is_in_the_span(span) -> None:
+    pts, start, stop = span
+    samples = sampled("keyframes", pts, start, stop, Fraction(1, 1000), 0)
+    expected = [k for k, time in enumerate(pts) if start <= time < stop and k % 3 == 0]
+    assert samples.indices.tolist() == expected
+    assert samples.ticks.tolist() == [pts[k] for k in expected]
+
+
+def test_keyframes_that_nobody_knows_are_an_error() -> None:
+    with pytest.raises(ValueError, match="keyframes"):
+        SAMPLERS["keyframes"](
+            np.arange(9), start=0, stop=9, time_base=Fraction(1), value=Fraction(0)
+        )
+
+
+# --- a shift -----------------------------------------------------------------------------------
+
+
+@given(span=spans(), fps=st.sampled_from(RATES), shift=st.sampled_from(SHIFTS))
+@settings(max_examples=200, deadline=None)
+def test_a_shift_moves_all_samples_by_that_part_of_their_distance(span, fps, shift) -> None:
+    pts, start, stop = span
+    step = 1 / (fps * Fraction(1, 1000))
+    times = brute_grid(start + shift * min(step, stop - start), stop, step)
+    samples = sampled("fps", pts, start, stop, Fraction(1, 1000), fps, shift)
+    assert samples.indices.tolist() == brute_force(pts, times)
+    assert samples.ticks.tolist() == [math.floor(time) for time in times]
+
+
+@given(span=spans(), count=st.integers(1, 64), shift=st.sampled_from(SHIFTS))
+@settings(max_examples=200, deadline=None)
+def test_a_shift_leaves_the_number_of_samples_as_it_is(span, count, shift) -> None:
+    pts, start, stop = span
+    times = [start + (k + shift) * Fraction(stop - start, count) for k in range(count)]
+    samples = sampled("num-frames", pts, start, stop, Fraction(1, 1000), count, shift)
+    assert samples.indices.tolist() == brute_force(pts, times)
+
+
+# --- exactness ---------------------------------------------------------------------------------
 
 
 def test_a_frame_that_stays_long_is_taken_again_and_again() -> None:

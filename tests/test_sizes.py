@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from fractions import Fraction
 from pathlib import Path
 
 import pytest
@@ -10,14 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from spacepatch.errors import SourceError
-from spacepatch.resize import SIZE_POLICIES, aspect_error, fit_size, smart_resize_video
+from spacepatch.resize import SIZE_POLICIES, aspect_error, fit_size
 
 TABLES = Path(__file__).resolve().parents[2] / "shared" / "parity" / "tables.json"
 needs_tables = pytest.mark.skipif(not TABLES.exists(), reason="../shared/parity is not here")
 
 
-def fit(size, policy, value=None, *, patch=16, upscale=False):
-    return fit_size(size, patch=(patch, patch), policy=policy, value=value, upscale=upscale)
+def fit(size, policy, value=None, *, patch=16, **more):
+    return fit_size(size, patch=(patch, patch), policy=policy, value=value, **more)
 
 
 @needs_tables
@@ -49,13 +51,14 @@ def test_pixel_budget_matches_qwen2_on_every_golden_vector():
 @needs_tables
 def test_video_sizes_match_qwen3_on_every_golden_vector():
     for row in json.loads(TABLES.read_text())["qwen3_vl_smart_resize"]:
-        got = smart_resize_video(
+        got = fit(
             (row["height"], row["width"]),
+            "video-pixels",
+            (row["min_pixels"], row["max_pixels"]),
+            patch=row["factor"],
+            upscale=True,
             num_frames=row["num_frames"],
             tubelet_size=row["temporal_factor"],
-            patch=row["factor"],
-            min_pixels=row["min_pixels"],
-            max_pixels=row["max_pixels"],
         )
         assert [*got] == row["out"], row
 
@@ -103,14 +106,9 @@ def test_pixel_budget_matches_the_vectors_of_qwen2(size, patch, value, expected)
     ],
 )
 def test_video_sizes_match_the_vectors_of_qwen3(size, num_frames, expected):
-    got = smart_resize_video(
-        size,
-        num_frames=num_frames,
-        tubelet_size=2,
-        patch=32,
-        min_pixels=128 * 1024,
-        max_pixels=1024 * 768,
-    )
+    clip = {"num_frames": num_frames, "tubelet_size": 2}
+    budget = (128 * 1024, 1024 * 768)
+    got = fit(size, "video-pixels", budget, patch=32, upscale=True, **clip)
     assert got == expected
 
 
@@ -136,6 +134,15 @@ def test_video_sizes_match_the_vectors_of_qwen3(size, num_frames, expected):
         ((232, 1000), "short-side", 232, (240, 1008)),
         ((180, 320), "short-side", 224, (176, 320)),
         ((180, 320), "long-side", 640, (176, 320)),
+        ((1080, 1920), "resolution", 224, (176, 304)),
+        ((1080, 1920), "resolution", Fraction(1, 3), (16, 16)),
+        ((400, 400), "resolution", Fraction(471, 2), (240, 240)),
+        ((400, 400), "resolution", 232, (240, 240)),
+        ((400, 400), "resolution", Fraction(2319, 10), (224, 224)),
+        ((8192, 41), "resolution", 256, (3616, 16)),
+        ((180, 320), "resolution", 256, (176, 320)),
+        ((180, 320), "video-pixels", (0, 10**6), (176, 320)),
+        ((10, 300), "video-pixels", (10**6, 10**7), (16, 304)),
     ],
 )
 def test_small_thin_and_odd_pictures_get_these_sizes(size, policy, value, expected):
@@ -150,6 +157,8 @@ def test_small_thin_and_odd_pictures_get_these_sizes(size, policy, value, expect
         ("short-side", 224, (224, 400)),
         ("long-side", 640, (368, 640)),
         ("native", None, (96, 160)),
+        ("resolution", 256, (192, 336)),
+        ("video-pixels", (60000, 10**6), (192, 336)),
     ],
 )
 def test_upscaling_enlarges_where_it_is_asked_for(policy, value, expected):
@@ -184,7 +193,8 @@ def pictures_up_to_200_to_1(draw):
 def test_every_size_keeps_the_promises(size, patch, policy, number, upscale):
     area = patch[0] * patch[1]
     pixels = (number * area // 4, number * area)
-    value = {"native": None, "pixels": pixels}.get(policy, number)
+    values = {"native": None, "pixels": pixels, "video-pixels": pixels}
+    value = values.get(policy, number)
     fitted = fit_size(size, patch=patch, policy=policy, value=value, upscale=upscale)
     assert all(n >= p and n % p == 0 for n, p in zip(fitted, patch, strict=True))
     if policy == "max-tokens-per-frame":
@@ -194,6 +204,15 @@ def test_every_size_keeps_the_promises(size, patch, policy, number, upscale):
     if not upscale or policy == "native":
         whole = [-(-n // p) * p for n, p in zip(size, patch, strict=True)]
         assert all(n <= limit for n, limit in zip(fitted, whole, strict=True))
+
+
+@settings(max_examples=400, deadline=None)
+@given(size=pictures_up_to_200_to_1(), patch=st.integers(1, 64), resolution=st.integers(1, 4096))
+def test_a_resolution_is_so_many_pixels_to_half_a_patch_a_side(size, patch, resolution):
+    fitted = fit(size, "resolution", resolution, patch=patch, upscale=True)
+    for side, n, other in zip(fitted, size, size[::-1], strict=True):
+        wanted = resolution * math.sqrt(n / other)
+        assert abs(side - wanted) <= patch / 2 + 1e-6 or side == patch >= 2 * wanted
 
 
 @settings(max_examples=200, deadline=None)
@@ -210,6 +229,7 @@ def test_a_larger_ratio_would_break_the_token_budget(size, tokens):
         ((1, 3_000_000), "max-tokens-per-frame", 1),
         ((10, 2001), "pixels", (0, 10**6)),
         ((100, 100), "pixels", (0, 255)),
+        ((10, 2001), "video-pixels", (0, 10**6)),
     ],
 )
 def test_an_impossible_size_is_a_loss_with_a_reason(size, policy, value):
@@ -220,9 +240,7 @@ def test_an_impossible_size_is_a_loss_with_a_reason(size, policy, value):
 
 def test_too_few_frames_for_a_video_size_is_a_loss_with_a_reason():
     with pytest.raises(SourceError, match="1 frames in tubelets of 2") as caught:
-        smart_resize_video(
-            (64, 64), num_frames=1, tubelet_size=2, patch=32, min_pixels=1, max_pixels=10**6
-        )
+        fit((64, 64), "video-pixels", (1, 10**6), patch=32, num_frames=1, tubelet_size=2)
     assert caught.value.reason == "resize_impossible"
 
 

@@ -53,7 +53,7 @@ def make_frame(
 
     FFmpeg puts the chroma samples where the picture says that they are. A picture flagged as
     interlaced is not deinterlaced here: where it is YUV without alpha, FFmpeg (7.1 and later)
-    brings its two fields to the size (with torch's resamplers, its chroma to that of luma) apart,
+    brings its two fields to the size (with torch and Pillow, its chroma to that of luma) apart,
     so that its lines stay combed; RGB, grey and pictures with alpha are scaled as if they were
     progressive. A decoder that wants that of all clears the flag.
 
@@ -123,11 +123,31 @@ def _through_torch(picture: Picture, size: Pair, rules: Rules, *, mode: str) -> 
     return _turn(picture, _finish(small.astype(np.uint16), frame, rules))
 
 
+def _through_pillow(picture: Picture, size: Pair, rules: Rules, *, mode: str) -> np.ndarray:
+    """Full-size upright RGB, then Pillow's kernel, as transformers' numpy processors have it.
+
+    Its weights have 22 bits and torch's 15: 0.2 % of the numbers are 1 level off. HDR, and colour
+    with alpha, take torch's float32 kernel.
+    """
+    from PIL import Image
+
+    frame = picture.frame
+    if _choose_depth(frame, rules) is not None:
+        return _through_torch(picture, size, rules, mode=mode)
+    colour = colour_of(frame, untagged=rules.untagged)
+    full = _turn(picture, _make_rgb(frame, (frame.height, frame.width), PLAIN, colour, rules))
+    scaled = Image.fromarray(np.ascontiguousarray(full)).resize(
+        size[::-1], Image.Resampling[mode.upper()]
+    )
+    return np.asarray(scaled)
+
+
 RESAMPLERS: dict[str, Callable[[Picture, Pair, Rules], np.ndarray]] = {
     "bicubic": functools.partial(_through_swscale, flags=BICUBIC),
     "area": functools.partial(_through_swscale, flags=AREA),
     "torch-bicubic": functools.partial(_through_torch, mode="bicubic"),
     "torch-bilinear": functools.partial(_through_torch, mode="bilinear"),
+    "pillow-bilinear": functools.partial(_through_pillow, mode="bilinear"),
 }
 """How a picture becomes a frame: an upright uint8 array of the given size, as `make_frame` has it
 but for `out`."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Callable
+from fractions import Fraction
 
 from spacepatch.errors import SourceError
 
@@ -18,7 +19,14 @@ MAX_ASPECT_RATIO = 200
 
 
 def fit_size(
-    size: Pair, *, patch: Pair, policy: str, value: int | Pair | None, upscale: bool = False
+    size: Pair,
+    *,
+    patch: Pair,
+    policy: str,
+    value: int | Fraction | Pair | None,
+    upscale: bool = False,
+    num_frames: int = 1,
+    tubelet_size: int = 1,
 ) -> Pair:
     """Choose the size of a frame, near the aspect ratio of its picture.
 
@@ -29,11 +37,15 @@ def fit_size(
         value: what the policy takes: N, (MIN, MAX), or None for `native`.
         upscale: may enlarge the picture. Without it no side goes beyond the picture's own,
             rounded up to the next multiple of the patch.
+        num_frames: frames of the clip, before its tail is filled; for `video-pixels`.
+        tubelet_size: frames of a tubelet; for `video-pixels`.
 
     Raises:
         SourceError: no size meets the policy (reason `resize_impossible`).
     """
-    return SIZE_POLICIES[policy](size, patch=patch, value=value, upscale=upscale)
+    clip = {"num_frames": num_frames, "tubelet_size": tubelet_size}
+    more = clip if policy == "video-pixels" else {}
+    return SIZE_POLICIES[policy](size, patch=patch, value=value, upscale=upscale, **more)
 
 
 def fit_tokens_per_frame(size: Pair, *, patch: Pair, value: int, upscale: bool = False) -> Pair:
@@ -61,7 +73,7 @@ def fit_tokens_per_frame(size: Pair, *, patch: Pair, value: int, upscale: bool =
         else:
             high = middle
     if low <= NAFLEX_EPSILON:
-        raise _impossible(size, f"at most {value} patches of {patch[0]}x{patch[1]} a frame")
+        raise impossible(size, f"at most {value} patches of {patch[0]}x{patch[1]} a frame")
     return scale(low)
 
 
@@ -77,7 +89,7 @@ def fit_pixels(size: Pair, *, patch: Pair, value: Pair, upscale: bool = False) -
     (patch_h, patch_w), largest = patch, value[1]
     if max(size) / min(size) > MAX_ASPECT_RATIO or largest < patch_h * patch_w:
         wish = f"{value[0]} to {largest} pixels a frame in patches of {patch_h}x{patch_w}"
-        raise _impossible(size, f"{wish}, up to {MAX_ASPECT_RATIO}:1")
+        raise impossible(size, f"{wish}, up to {MAX_ASPECT_RATIO}:1")
     h, w = _smart_resize(size, patch=patch, frames=(1, 1), budget=value, upscale=upscale)
     # 31x639, patch 28, MAX 7840: the formula says 28x392, which is 10976 pixels.
     while h * w > largest:
@@ -111,36 +123,69 @@ def fit_native(size: Pair, *, patch: Pair, value: None = None, upscale: bool = F
     return _to_multiple(size[0], patch[0]), _to_multiple(size[1], patch[1])
 
 
+def fit_resolution(
+    size: Pair, *, patch: Pair, value: int | Fraction, upscale: bool = False
+) -> Pair:
+    """`value` squared pixels at native aspect ratio: NaViT's resolutions (arXiv 2307.06304, 3.3).
+
+    Each side is rounded half up, one patch at least.
+    """
+    area, native = Fraction(value) ** 2, Fraction(size[0] * size[1])
+    return fit_area(size, patch=patch, area=area if upscale else min(area, native))
+
+
+def fit_area(ratio: Pair, *, patch: Pair, area: Fraction) -> Pair:
+    """The size of `area` pixels whose sides are as `ratio`, each to its nearest multiple."""
+    h, w = (
+        # floor(2 x / p), with x = sqrt(area n / other), in integers: no rounding of a root.
+        (math.isqrt(4 * area.numerator * n // (area.denominator * other * p * p)) + 1) // 2
+        for n, other, p in zip(ratio, ratio[::-1], patch, strict=True)
+    )
+    return max(h, 1) * patch[0], max(w, 1) * patch[1]
+
+
+def smart_resize_video(
+    size: Pair,
+    *,
+    patch: Pair,
+    value: Pair,
+    upscale: bool = False,
+    num_frames: int,
+    tubelet_size: int,
+) -> Pair:
+    """A size for a whole clip: `smart_resize` of Qwen3-VL's video processor.
+
+    Exactly theirs with `upscale`, so it can miss its own budget.
+
+    Args:
+        patch: the formula's factor, in pixels.
+        value: (MIN, MAX) volume: frames times pixels.
+        num_frames: before the tail is filled.
+
+    Raises:
+        SourceError: too few frames, or too thin a picture (reason `resize_impossible`).
+    """
+    enlarged = size
+    if upscale and (size[0] < patch[0] or size[1] < patch[1]):
+        enlarge = max(patch[0] / size[0], patch[1] / size[1])
+        enlarged = int(size[0] * enlarge), int(size[1] * enlarge)
+    if num_frames < tubelet_size or max(enlarged) / min(enlarged) > MAX_ASPECT_RATIO:
+        wish = f"{num_frames} frames in tubelets of {tubelet_size}, up to {MAX_ASPECT_RATIO}:1"
+        raise impossible(size, wish)
+    frames = num_frames, round(num_frames / tubelet_size) * tubelet_size
+    return _smart_resize(enlarged, patch=patch, frames=frames, budget=value, upscale=upscale)
+
+
 SIZE_POLICIES: dict[str, Callable[..., Pair]] = {
     "max-tokens-per-frame": fit_tokens_per_frame,
     "pixels": fit_pixels,
+    "video-pixels": smart_resize_video,
+    "resolution": fit_resolution,
     "short-side": functools.partial(fit_side, which=min),
     "long-side": functools.partial(fit_side, which=max),
     "native": fit_native,
 }
 """How a frame's size is chosen; called as `fit_size` does."""
-
-
-def smart_resize_video(
-    size: Pair, *, num_frames: int, tubelet_size: int, patch: int, min_pixels: int, max_pixels: int
-) -> Pair:
-    """The size of a whole video's frames: `smart_resize` of Qwen3-VL's video processor.
-
-    For presets that promise a peer's sizes: it enlarges, and it can miss its own budget, the
-    volume of `min_pixels` to `max_pixels` (frames times pixels). `patch` is the formula's factor.
-
-    Raises:
-        SourceError: too few frames, or too thin a picture (reason `resize_impossible`).
-    """
-    if num_frames < tubelet_size or max(size) / min(size) > MAX_ASPECT_RATIO:
-        wish = f"{num_frames} frames in tubelets of {tubelet_size}, up to {MAX_ASPECT_RATIO}:1"
-        raise _impossible(size, wish)
-    if min(size) < patch:
-        enlarge = max(patch / size[0], patch / size[1])
-        size = int(size[0] * enlarge), int(size[1] * enlarge)
-    frames = num_frames, round(num_frames / tubelet_size) * tubelet_size
-    budget = min_pixels, max_pixels
-    return _smart_resize(size, patch=(patch, patch), frames=frames, budget=budget, upscale=True)
 
 
 def aspect_error(display_size: Pair, size: Pair) -> float:
@@ -178,6 +223,7 @@ def _to_multiple(length: int, patch: int, *, numerator: int = 1, denominator: in
     return max((2 * length * numerator + unit) // (2 * unit), 1) * patch
 
 
-def _impossible(size: Pair, wish: str) -> SourceError:
+def impossible(size: Pair, wish: str) -> SourceError:
+    """The loss of a picture that no size meets (reason `resize_impossible`)."""
     picture = f"a picture of {size[0]}x{size[1]} (h x w)"
     return SourceError(f"{picture} has no size for {wish}", reason="resize_impossible")
