@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from spacepatch.data import Source, VideoInfo
-from spacepatch.decode import choose_decoder, probe_video
+from spacepatch.decode import decode_pictures, probe_video
 from spacepatch.decode.opening import MAX_PIXELS
 from spacepatch.errors import ProbeError, SourceError
 from spacepatch.sources import content_id
@@ -72,7 +72,7 @@ def _check_all(job: ProbeJob, info: VideoInfo) -> None:
     if info.cut_off:
         raise ProbeError(describe_cut(info), reason="truncated")
     source = job.source
-    pictures = choose_decoder(info)[1](
+    pictures = decode_pictures(
         source.uri,
         info=info,
         indices=np.arange(len(info.frame_pts)),
@@ -107,5 +107,5 @@ def describe_cut(info: VideoInfo) -> str:
 
 
 def slim(info: VideoInfo) -> VideoInfo:
-    """A probe's result without its table of frames, for the way to a worker."""
-    return replace(info, frame_pts=np.empty(0, np.int64))
+    """A probe's result without its tables of frames, for the way to a worker."""
+    return replace(info, frame_pts=np.empty(0, np.int64), keyframes=np.empty(0, np.int64))

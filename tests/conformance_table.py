@@ -14,7 +14,7 @@ import shutil
 import subprocess
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from fractions import Fraction
 from pathlib import Path
@@ -23,14 +23,9 @@ import av
 import numpy as np
 
 from spacepatch.data import Picture, VideoInfo
-from spacepatch.decode import choose_decoder, decord, probe_video, torchcodec
+from spacepatch.decode import BACKENDS, choose_decoder, decode_pictures, probe_video
 from spacepatch.errors import Declined, DecodeError, ProbeError
 
-Decoder = Callable[..., Iterator[Picture]]
-BACKENDS: dict[str, Decoder] = {
-    "decord": decord.decode_pictures,
-    "torchcodec": torchcodec.decode_pictures,
-}
 COLUMNS = (
     "file", "planned", "pyav", "ffmpeg", "decord", "torchcodec", "pts_equal",
     "decord_difference", "torchcodec_difference", "loss",
@@ -51,9 +46,10 @@ NOT_AS_FFMPEG = {
 
 
 def decode(
-    decoder: Decoder, path: Path, info: VideoInfo, wanted: np.ndarray, **settings: object
+    decoder: str, path: Path, info: VideoInfo, wanted: np.ndarray, **settings: object
 ) -> Iterator[Picture]:
-    return decoder(str(path), info=info, indices=wanted, pts=info.frame_pts[wanted], **settings)
+    where = {"info": info, "indices": wanted, "pts": info.frame_pts[wanted]}
+    return decode_pictures(str(path), **where, **settings, decoder=decoder)
 
 
 def full_size(picture: Picture) -> np.ndarray:
@@ -76,9 +72,10 @@ def difference(one: np.ndarray, other: np.ndarray) -> int:
 class _Backend:
     """A decoder that runs beside PyAV."""
 
-    def __init__(self, decoder: Decoder, path: Path, info: VideoInfo) -> None:
+    def __init__(self, decoder: str, path: Path, info: VideoInfo) -> None:
         self._pictures = decode(decoder, path, info, np.arange(len(info.frame_pts)))
-        self.count, self.cell, self.largest, self.pts_equal = 0, "", 0, True
+        self.count, self.largest, self.pts_equal = 0, 0, True
+        self.cell = "" if choose_decoder(info, decoder) == decoder else "declined: Pillow reads it"
         self._at: Picture | None = None
 
     def _next(self) -> None:
@@ -178,12 +175,11 @@ def describe(path: Path) -> dict[str, str]:
         return row
     num_frames = len(info.frame_pts)
     wanted, chosen = np.arange(num_frames), set(compared(num_frames).tolist())
-    backends = {name: _Backend(decoder, path, info) for name, decoder in BACKENDS.items()}
+    backends = {name: _Backend(name, path, info) for name in sorted(BACKENDS)}
     ffmpeg = _Ffmpeg(path, info)
     intact, reasons = 0, set()
     try:
-        _, reference = choose_decoder(info, "pyav")
-        for picture in decode(reference, path, info, wanted, interlaced="keep"):
+        for picture in decode("pyav", path, info, wanted, interlaced="keep"):
             ffmpeg.add(picture, info)
             alive = any(not backend.cell for backend in backends.values())
             rgb = full_size(picture) if alive and picture.index in chosen else None

@@ -11,7 +11,7 @@ from PIL import Image, ImageOps
 
 from spacepatch.data import Picture, VideoInfo
 from spacepatch.decode import decode_pictures, probe_video
-from spacepatch.decode.images import IMAGE_CONTAINERS, decode_image, image_kind, probe_image
+from spacepatch.decode.images import image_kind, probe_image
 from spacepatch.errors import ProbeError
 
 H, W = 48, 80
@@ -31,9 +31,8 @@ def pictures(
     path: str | Path, info: VideoInfo, indices: Iterable[int] | None = None, **more: object
 ) -> list[Picture]:
     wanted = np.arange(len(info.frame_pts)) if indices is None else np.array(list(indices))
-    decode = decode_image if info.container in IMAGE_CONTAINERS else decode_pictures
     where = {"info": info, "indices": wanted, "pts": info.frame_pts[wanted]}
-    return list(decode(str(path), **where, **more))
+    return list(decode_pictures(str(path), **where, **more))
 
 
 def rgba(picture: Picture) -> np.ndarray:

@@ -1,20 +1,19 @@
-"""Packets whose times lie: one is missing, the clock jumps, fields, damage, a long last frame."""
+"""Packets whose times lie: some are missing, the clock jumps, damage, a long last frame."""
 
-import subprocess
-from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
+from typing import get_args
 
 import av
 import numpy as np
 import pytest
 from decoding import pictures
-from field_pictures import make_fields
-from frame_numbers import make_clip, read_number
+from frame_numbers import make_clip
+from numbered_clips import number_of
 
 from spacepatch.data import VideoInfo
 from spacepatch.decode import probe_video
-from spacepatch.resize import make_frame
+from spacepatch.decode.packets import COUNTED, Repair
 
 FRAMES = 240
 MPEG2 = ["-c:v", "mpeg2video", "-g", "12", "-bf", "2", "-q:v", "2"]
@@ -23,10 +22,7 @@ MPEG4 = ["-c:v", "mpeg4", "-g", "25", "-bf", "0", "-q:v", "2"]
 
 def numbers(path: Path, info: VideoInfo) -> dict[int, int]:
     """By presentation index: the number in the picture, of those that can be had."""
-    return {
-        picture.index: read_number(make_frame(picture, size=(64, 128)))
-        for picture in pictures(path, info)
-    }
+    return {picture.index: number_of(picture) for picture in pictures(path, info)}
 
 
 def without_time(content: bytes, number: int) -> bytes:
@@ -46,20 +42,79 @@ def without_time(content: bytes, number: int) -> bytes:
     )
 
 
-@pytest.mark.parametrize("b_frames", [0, 2])
-def test_a_time_that_is_missing_leaves_the_others_as_they_are(
-    tmp_path: Path, ffmpeg: str, b_frames: int
+@pytest.mark.parametrize(
+    "missing",
+    [[100], [FRAMES], [FRAMES - 2], [FRAMES - 2, FRAMES - 1, FRAMES], [20, FRAMES - 4, FRAMES - 3]],
+)
+@pytest.mark.parametrize("b_frames", [0, 3])
+def test_times_that_are_missing_leave_the_others_as_they_are(
+    tmp_path: Path, ffmpeg: str, b_frames: int, missing: list[int]
 ) -> None:
+    # The last group of four: its third packet is shown last, or is not, by the B-frames.
     whole, path = tmp_path / "whole.ts", tmp_path / "missing.ts"
-    codec = ["-c:v", "mpeg2video", "-g", "12", "-bf", str(b_frames), "-q:v", "2"]
+    codec = ["-c:v", "libx264", "-x264-params", f"bframes={b_frames}:b-adapt=0:keyint=50"]
     make_clip(ffmpeg, whole, *codec, numbers=range(FRAMES))
-    path.write_bytes(without_time(whole.read_bytes(), 100))
+    content = whole.read_bytes()
+    for number in missing:
+        content = without_time(content, number)
+    path.write_bytes(content)
     expected, info = probe_video(str(whole)), probe_video(str(path))
-    assert len(info.frame_pts) == FRAMES
-    step = int(np.diff(expected.frame_pts)[0])
-    assert np.abs(info.frame_pts - expected.frame_pts).max() <= step
-    assert np.count_nonzero(info.frame_pts != expected.frame_pts) <= 1
+    assert info.pts_repaired == "missing"
+    np.testing.assert_array_equal(info.frame_pts, expected.frame_pts)
+    assert info.stop_pts == expected.stop_pts
     assert list(numbers(path, info).values()) == list(range(FRAMES))
+
+
+def copy_to_ts(source: Path, path: Path, times: list[int]) -> Path:
+    """The packets of a video without B-frames at these times, in ticks of 90 kHz."""
+    with av.open(str(source)) as before, av.open(str(path), "w") as after:
+        stream = after.add_stream_from_template(before.streams.video[0])
+        packets = (packet for packet in before.demux(video=0) if packet.size)
+        for packet, time in zip(packets, times, strict=True):
+            packet.stream, packet.time_base = stream, Fraction(1, 90_000)
+            packet.pts = packet.dts = time
+            after.mux(packet)
+    return path
+
+
+@pytest.mark.parametrize("name", ["mpeg2video", "libx264"])
+def test_a_clock_that_is_set_to_zero_shortens_no_frame(
+    tmp_path: Path, ffmpeg: str, name: str
+) -> None:
+    # Of MPEG-2 FFmpeg makes up decoding times, a packet late.
+    codec = ["-c:v", name, "-bf", "0", "-g", "12"]
+    source = make_clip(ffmpeg, tmp_path / "source.mp4", *codec, numbers=range(60))
+    first = copy_to_ts(source, tmp_path / "a.ts", [90_000 * 50 + 3600 * k for k in range(60)])
+    # Its first picture stays for ten frames.
+    second = copy_to_ts(source, tmp_path / "b.ts", [0, *(36_000 + 3600 * k for k in range(59))])
+    path = tmp_path / "joined.ts"
+    path.write_bytes(first.read_bytes() + second.read_bytes())
+    info = probe_video(str(path))
+    assert info.pts_repaired == "discontinuous"
+    steps = np.diff(info.frame_pts).tolist()
+    assert steps[:59] == [3600] * 59
+    assert steps[60:] == [36_000] + [3600] * 58
+    assert list(numbers(path, info).values()) == [*range(60), *range(60)]
+
+
+@pytest.mark.parametrize("codec", [MPEG2, MPEG4])
+def test_a_clock_that_is_set_before_the_first_keyframe_repairs_nothing(
+    tmp_path: Path, ffmpeg: str, codec: list[str]
+) -> None:
+    late, whole, path = (tmp_path / f"{name}.ts" for name in ("late", "whole", "path"))
+    make_clip(ffmpeg, late, *codec, "-output_ts_offset", "50", numbers=range(FRAMES))
+    make_clip(ffmpeg, whole, *codec, numbers=range(FRAMES))
+    content = late.read_bytes()
+    with av.open(str(late)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    first, second = [packet.pos for packet in packets if packet.is_keyframe][1:3]
+    tail = content[first + 188 : second]
+    path.write_bytes(tail[tail.index(b"\x47\x41") :] + whole.read_bytes())
+    expected, info = probe_video(str(whole)), probe_video(str(path))
+    assert info.num_before_key > 5
+    assert info.pts_repaired == ""
+    np.testing.assert_array_equal(info.frame_pts, expected.frame_pts)
+    assert numbers(path, info) == {number: number for number in range(FRAMES)}
 
 
 @pytest.mark.parametrize("codec", [MPEG2, MPEG4])
@@ -125,36 +180,8 @@ def test_a_last_frame_that_stays_is_no_missing_end(tmp_path: Path) -> None:
     assert probe_video(str(path)).cut_off
 
 
-@pytest.mark.parametrize("fields_a_packet", [2, 1])
-def test_pictures_coded_as_two_fields_are_one_frame_each(
-    tmp_path: Path,
-    fields_a_packet: int,
-    spacepatch_cli: Callable[..., subprocess.CompletedProcess[str]],
-) -> None:
-    frames = make_fields(60)
-    raw, path = tmp_path / "fields.h264", tmp_path / "fields.ts"
-    raw.write_bytes(b"".join(top + bottom for top, bottom in frames))
-    with av.open(str(raw)) as source, av.open(str(path), "w") as container:
-        stream = container.add_stream_from_template(source.streams.video[0])
-        stream.time_base = Fraction(1, 90_000)
-        for number, fields in enumerate(frames):
-            for place, data in enumerate(
-                [fields[0] + fields[1]] if fields_a_packet == 2 else fields
-            ):
-                packet = av.Packet(data)
-                packet.stream, packet.time_base = stream, Fraction(1, 90_000)
-                packet.pts = packet.dts = 90_000 + 3600 * number + 1800 * place
-                packet.is_keyframe = number % 12 == 0 and place == 0
-                container.mux(packet)
-    info = probe_video(str(path))
-    assert (len(info.frame_pts), info.num_packets, info.pts_repaired) == (60, 120, "")
-    assert set(np.diff(info.frame_pts).tolist()) == {3600}
-    greys = [
-        round((picture.frame.to_ndarray(format="gray").mean() * 219 / 255 + 16) - 20)
-        for picture in pictures(path, info)
-    ]
-    assert greys == list(range(60))
-    out = tmp_path / "out"
-    done = spacepatch_cli("tokenize", path, "--out", out, "--every-frame", "--native")
-    assert done.returncode == 0
-    assert "lost" not in done.stderr
+def test_every_word_for_a_repair_is_described() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "decoding.md").read_text()
+    words = set(get_args(Repair)) - {""}
+    assert words >= COUNTED
+    assert [word for word in sorted(words) if f"`{word}`" not in page] == []

@@ -14,7 +14,6 @@ import psutil
 import pytest
 from conformance_clips import CLIPS, EXACT, NATURAL, UNTIMED, make_clips, turn
 from conformance_table import (
-    BACKENDS,
     NOT_AS_FFMPEG,
     compared,
     decode,
@@ -25,8 +24,8 @@ from conformance_table import (
 )
 
 from spacepatch.data import VideoInfo
+from spacepatch.decode import BACKENDS, decode_pictures, probe_video
 from spacepatch.decode import full_size as shared_rules
-from spacepatch.decode import probe_video, pyav
 from spacepatch.errors import Declined, DecodeError
 from spacepatch.resize import make_frame
 
@@ -47,7 +46,7 @@ def imports(name: str) -> bool:
     return True
 
 
-HERE = {name: imports(name) for name in BACKENDS}
+HERE = {name: imports(name) for name in sorted(BACKENDS)}
 each_backend = pytest.mark.parametrize(
     "backend",
     [
@@ -74,7 +73,7 @@ def psnr(one: np.ndarray, other: np.ndarray) -> float:
 def declines(backend: str, path: Path, info: VideoInfo, **settings: object) -> str:
     """Why a backend leaves a source to PyAV."""
     with pytest.raises(Declined) as declined:
-        next(decode(BACKENDS[backend], path, info, np.arange(len(info.frame_pts)), **settings))
+        next(decode(backend, path, info, np.arange(len(info.frame_pts)), **settings))
     return str(declined.value)
 
 
@@ -94,7 +93,7 @@ def golden() -> list[dict[str, str]]:
 def test_the_table_of_the_corpus_is_the_golden_one(
     table: list[dict[str, str]], golden: list[dict[str, str]]
 ) -> None:
-    differences = [f"{name}_difference" for name in BACKENDS]
+    differences = [f"{name}_difference" for name in sorted(BACKENDS)]
     skipped = {name for name in BACKENDS if not HERE[name]}
     exact = set(golden[0]) - {"ffmpeg", *differences} - skipped
     exact -= {"pts_equal"} if skipped else set()
@@ -111,9 +110,9 @@ def test_what_a_backend_reads_it_reads_whole_and_at_the_times_of_pyav(
     golden: list[dict[str, str]],
 ) -> None:
     # A property of the committed table; the test above holds it against the files.
-    whole = dict.fromkeys(BACKENDS, 0)
+    whole = dict.fromkeys(sorted(BACKENDS), 0)
     for row in golden:
-        for name in BACKENDS:
+        for name in sorted(BACKENDS):
             if row[name] and not row[name].startswith("declined") and not row["loss"]:
                 assert (row[name], row["pts_equal"]) == (row["pyav"], "yes"), row["file"]
                 assert row[f"{name}_difference"] == "0", row["file"]
@@ -135,8 +134,8 @@ def test_resized_frames_are_near_pyavs(corpus: Path, backend: str, name: str) ->
     path = corpus / name
     info = probe_video(str(path))
     wanted = compared(len(info.frame_pts), 4)
-    found = list(decode(BACKENDS[backend], path, info, wanted))
-    for one, other in zip(found, decode(pyav.decode_pictures, path, info, wanted), strict=True):
+    found = list(decode(backend, path, info, wanted))
+    for one, other in zip(found, decode("pyav", path, info, wanted), strict=True):
         height, width = full_size(one).shape[:2]
         for divisor in (2, 3, 6):
             size = height // divisor, width // divisor
@@ -168,8 +167,8 @@ def test_a_backend_gives_pyavs_pictures_or_declines(clips: Path, name: str, back
 def hold_against_pyav(path: Path, info: VideoInfo, backend: str, **settings: object) -> None:
     """Compare every picture, at full size and resized."""
     wanted = np.arange(len(info.frame_pts))
-    found = list(decode(BACKENDS[backend], path, info, wanted, **settings))
-    expected = list(decode(pyav.decode_pictures, path, info, wanted, **settings))
+    found = list(decode(backend, path, info, wanted, **settings))
+    expected = list(decode("pyav", path, info, wanted, **settings))
     assert [picture.index for picture in found] == wanted.tolist()
     assert [picture.pts for picture in found] == info.frame_pts.tolist()
     assert [picture.pts for picture in found] == [picture.pts for picture in expected]
@@ -195,9 +194,9 @@ def test_wanted_frames_come_whatever_lies_between(clips: Path, backend: str) -> 
     path = clips / "open_gop.mkv"
     info = probe_video(str(path))
     wanted = np.array([1, 2, 7, 8, 9, 15, 16, 24])
-    found = list(decode(BACKENDS[backend], path, info, wanted))
+    found = list(decode(backend, path, info, wanted))
     assert [picture.index for picture in found] == wanted.tolist()
-    for one, other in zip(found, decode(pyav.decode_pictures, path, info, wanted), strict=True):
+    for one, other in zip(found, decode("pyav", path, info, wanted), strict=True):
         assert difference(full_size(one), full_size(other)) == 0
 
 
@@ -207,7 +206,8 @@ def test_the_table_of_frames_need_not_come_along(clips: Path, backend: str) -> N
     path = clips / "open_gop.mkv"
     info = probe_video(str(path))
     slim = replace(info, frame_pts=np.empty(0, np.int64))
-    found = BACKENDS[backend](str(path), info=slim, indices=np.array([9]), pts=info.frame_pts[[9]])
+    wanted = {"indices": np.array([9]), "pts": info.frame_pts[[9]]}
+    found = decode_pictures(str(path), info=slim, **wanted, decoder=backend)
     assert [picture.index for picture in found] == [9]
 
 
@@ -243,7 +243,7 @@ def test_pictures_are_turned_once_and_mirrored_ones_declined(
     path = tmp_path / "turned.mp4"
     turn(clips / "bt709_tv.mp4", path, rotation, mirrored)
     info = probe_video(str(path))
-    picture = next(decode(pyav.decode_pictures, path, info, np.array([0])))
+    picture = next(decode("pyav", path, info, np.array([0])))
     assert (picture.rotation, picture.mirrored) == (rotation, mirrored)
     if mirrored:
         assert "mirrors" in declines(backend, path, info)
@@ -263,7 +263,7 @@ def test_pyavs_full_size_rgb_is_that_of_debians_ffmpeg(clips: Path, ffmpeg: str,
     shape = ["-vsync", "passthrough", "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
     pixels = run(ffmpeg, "-v", "error", "-i", path, *shape)
     frames = np.frombuffer(pixels, np.uint8).reshape(len(info.frame_pts), *info.coded_size, 3)
-    for picture in decode(pyav.decode_pictures, path, info, np.arange(len(frames))):
+    for picture in decode("pyav", path, info, np.arange(len(frames))):
         assert difference(full_size(picture), frames[picture.index]) <= 2
         # The default conversion of PyAV is the one that presets with a peer's pixels are made of.
         if picture.index == 0:
@@ -332,7 +332,7 @@ def test_decord_declines_damage_anywhere_and_torchcodec_stops_at_it(corpus: Path
         assert "damage" in declines("decord", path, info)
     if HERE["torchcodec"]:
         found = []
-        pictures = decode(BACKENDS["torchcodec"], path, info, np.arange(50))
+        pictures = decode("torchcodec", path, info, np.arange(50))
         with pytest.raises(DecodeError, match="fails at frame 28") as error:
             found.extend(picture.index for picture in pictures)
         assert error.value.reason == "corrupt_frames"
@@ -373,8 +373,7 @@ def test_torchcodec_holds_a_few_pictures_however_many_there_are(
         "-pix_fmt", "yuv420p", path)  # fmt: skip
     info = probe_video(str(path))
     sizes = [
-        psutil.Process().memory_info().rss
-        for _ in decode(BACKENDS["torchcodec"], path, info, np.arange(400))
+        psutil.Process().memory_info().rss for _ in decode("torchcodec", path, info, np.arange(400))
     ]
     # 350 pictures are 240 MB.
     assert sizes[-1] - sizes[50] < 24e6

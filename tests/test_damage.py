@@ -10,7 +10,8 @@ from pathlib import Path
 
 import av
 import pytest
-from decoding import MAKERS, number_in, pictures, run
+from decoding import pictures, run
+from numbered_clips import FRAMES, NAMES, ClipOf, number_of
 
 from spacepatch.decode import probe_video
 
@@ -49,10 +50,10 @@ def failing_read(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "a.so"
 
 
-@pytest.mark.parametrize("name", ["no_index.mkv", "open_gop.ts", "flv1.flv", "b_frames.avi"])
+@pytest.mark.parametrize("name", ["live.mkv", "h264_open_gop.ts", "flv1.flv", "mpeg4.avi"])
 @pytest.mark.parametrize("what", ["probe", "decode"])
 def test_a_failed_read_is_not_the_end_of_the_video(
-    numbered: Path, failing_read: Path, name: str, what: str
+    clip_of: ClipOf, failing_read: Path, name: str, what: str
 ) -> None:
     program = """
 import os, sys
@@ -66,7 +67,7 @@ if sys.argv[2] == "decode":
 try:
     info = probe_video(uri)
     os.environ["EIO_FROM"] = str(size * 6 // 10)
-    for _ in decode_pictures(uri, info=info, indices=np.arange(560), pts=info.frame_pts):
+    for _ in decode_pictures(uri, info=info, indices=np.arange(640), pts=info.frame_pts):
         pass
 except SourceError as error:
     print(error.reason, error, sep=":")
@@ -79,15 +80,18 @@ except OSError as error:  # which a job turns into the same loss
         "EIO_INODE": "0",
         "EIO_FROM": "0",
     }
-    command = [sys.executable, "-c", program, str(numbered / name), what]
+    command = [sys.executable, "-c", program, str(clip_of(name)), what]
     program_done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert program_done.stdout == "io:cannot be read: Input/output error\n", program_done.stderr
 
 
-@pytest.mark.parametrize("name", sorted(MAKERS))
-def test_frames_by_number_are_those_that_they_are_by_time(numbered: Path, name: str) -> None:
-    info = replace(probe_video(str(numbered / name)), pts_repaired="missing")
-    assert [number_in(picture) for picture in pictures(numbered / name, info)] == list(range(560))
+@pytest.mark.parametrize("name", NAMES)
+def test_frames_by_number_are_those_that_they_are_by_time(clip_of: ClipOf, name: str) -> None:
+    info = probe_video(str(clip_of(name)))
+    numbers = [number_of(picture) for picture in pictures(clip_of(name), info)]
+    by_number = pictures(clip_of(name), replace(info, pts_repaired="missing"))
+    assert [number_of(picture) for picture in by_number] == numbers
+    assert len(numbers) == len(info.frame_pts)
 
 
 def break_packet(source: Path, target: Path, number: int) -> None:
@@ -102,22 +106,22 @@ def break_packet(source: Path, target: Path, number: int) -> None:
 
 
 def test_a_broken_packet_does_not_shift_the_numbers_of_the_next(
-    numbered: Path, tmp_path: Path
+    clip_of: ClipOf, tmp_path: Path
 ) -> None:
-    break_packet(numbered / "vp8.webm", tmp_path / "a.webm", 20)
+    break_packet(clip_of("vp8_altref.webm"), tmp_path / "a.webm", 20)
     info = replace(probe_video(str(tmp_path / "a.webm")), pts_repaired="discontinuous")
     indices = [picture.index for picture in pictures(tmp_path / "a.webm", info)]
-    assert indices == [index for index in range(560) if index != 20]
+    assert indices == [index for index in range(FRAMES) if index != 20]
 
 
 def test_where_pictures_are_reordered_a_broken_packet_ends_the_numbers(
-    numbered: Path, tmp_path: Path
+    clip_of: ClipOf, tmp_path: Path
 ) -> None:
-    break_packet(numbered / "open_gop.mkv", tmp_path / "a.mkv", 20)
+    break_packet(clip_of("h264_open_gop.mkv"), tmp_path / "a.mkv", 20)
     info = replace(probe_video(str(tmp_path / "a.mkv")), pts_repaired="discontinuous")
     found = pictures(tmp_path / "a.mkv", info)
     assert 10 < len(found) <= 20
-    assert [number_in(picture) for picture in found] == [picture.index for picture in found]
+    assert [number_of(picture) for picture in found] == [picture.index for picture in found]
 
 
 def copy_with_times(source: Path, target: Path, times: list[int]) -> None:
@@ -131,22 +135,22 @@ def copy_with_times(source: Path, target: Path, times: list[int]) -> None:
             new.mux(packet)
 
 
-def test_a_repeated_time_moves_its_own_frame_and_no_other(numbered: Path, tmp_path: Path) -> None:
+def test_a_repeated_time_moves_its_own_frame_and_no_other(clip_of: ClipOf, tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
     times = [int(40 * i + 3 * i**1.5) for i in range(60)]
     shown = [*times]
     times[31], shown[31] = times[30], times[30] + 1
-    copy_with_times(numbered / "vp8.webm", path, times)
+    copy_with_times(clip_of("vp8_altref.webm"), path, times)
     info = probe_video(str(path))
     assert (info.pts_repaired, info.frame_pts.tolist()) == ("repeated", shown)
     found = pictures(path, info)
-    assert [(picture.index, number_in(picture)) for picture in found] == [(i, i) for i in range(60)]
+    assert [(picture.index, number_of(picture)) for picture in found] == [(i, i) for i in range(60)]
 
 
-def test_repeated_times_without_a_free_tick_are_counted(numbered: Path, tmp_path: Path) -> None:
+def test_repeated_times_without_a_free_tick_are_counted(clip_of: ClipOf, tmp_path: Path) -> None:
     path = tmp_path / "a.mkv"
-    copy_with_times(numbered / "vp8.webm", path, [0, 40, 40, 41, *range(80, 900, 40)])
+    copy_with_times(clip_of("vp8_altref.webm"), path, [0, 40, 40, 41, *range(80, 900, 40)])
     info = probe_video(str(path))
     assert info.pts_repaired == "crowded"
     found = pictures(path, info)
-    assert [number_in(picture) for picture in found] == list(range(len(info.frame_pts)))
+    assert [number_of(picture) for picture in found] == list(range(len(info.frame_pts)))

@@ -51,12 +51,13 @@ def test_no_other_format_of_pillows_is_set_up(tmp_path: Path) -> None:
     program = """
 import sys
 import numpy as np
-from spacepatch.decode.images import decode_image, probe_image
+from spacepatch.decode import decode_pictures
+from spacepatch.decode.images import probe_image
 for path in sys.argv[1:]:
     info = probe_image(path, kind=path[-4:])
     assert info.rotation == 90
     where = {"info": info, "indices": np.arange(1), "pts": info.frame_pts}
-    assert len(list(decode_image(path, **where))) == 1
+    assert len(list(decode_pictures(path, **where))) == 1
 from PIL import Image
 print(sorted(Image.OPEN))
 """

@@ -232,4 +232,4 @@ def test_what_claims_too_much_is_refused_before_it_is_decoded(tmp_path: Path) ->
     path.write_bytes(webp(*[anmf(b"", size=(1, 1), milliseconds=2**24 - 1)] * 40))
     assert refusal(path)[0] == "too_large"
     path.write_bytes(webp(*[anmf(b"", size=(1, 1))] * 200_001))
-    assert refusal(path) == ("too_large", "more than 200000 frames")
+    assert refusal(path) == ("too_large", "more than 200000 frames; cut it into shorter ones")

@@ -43,13 +43,15 @@ def check_boxes(file: io.BufferedReader, *, start: int, num_bytes: int, max_samp
             # Where every sample has a size of its own, a table of them is in the file.
             claimed += count if sample_size else 0
             if handler == b"vide" and count > max_samples:
-                raise ProbeError(f"a video track of {count} samples", reason="too_large")
+                message = f"a video track of {count} samples; cut it into shorter files"
+                raise ProbeError(message, reason="too_large")
         elif kind == b"trun" and size >= 8:
             flags, count = struct.unpack(">II", file.read(8).ljust(8, b"\0"))
             claimed += 0 if flags & PER_SAMPLE_FIELDS else count
         if claimed > num_bytes:
             raise ProbeError(
-                f"claims {claimed} samples, and has {num_bytes} bytes", reason="too_large"
+                f"claims {claimed} samples, and has {num_bytes} bytes: damaged; mux it anew",
+                reason="too_large",
             )
     if formats and set(formats) == {b"encv"}:
         raise ProbeError(ENCRYPTED, reason="encrypted")

@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from spacepatch.data import Picture, VideoInfo
+from spacepatch.data import Picture
 from spacepatch.decode.full_size import make_reference, wrap_pictures
-from spacepatch.decode.opening import MAX_PIXELS
+from spacepatch.decode.request import Request
 from spacepatch.errors import Declined
 
 MAX_BYTES = 512 * 1024**2
@@ -19,32 +19,16 @@ ANY_REPAIR = 1e-9
 """Share of frames that decord may replace by their neighbours: not one."""
 
 
-def decode_pictures(
-    uri: str,
-    *,
-    info: VideoInfo,
-    indices: np.ndarray,
-    pts: np.ndarray,
-    offset: int | None = None,
-    num_bytes: int | None = None,
-    on_picture: Callable[[], None] = lambda: None,
-    interlaced: str = "deinterlace",
-    max_pixels: int = MAX_PIXELS,
-    trust_input: bool = False,
-    untagged: str = "bt601",
-) -> Iterator[Picture]:
-    """Yield the wanted pictures as `spacepatch.decode.pyav.decode_pictures` does, as upright RGB.
+def decode(request: Request) -> Iterator[Picture]:
+    """`spacepatch.decode.decode_pictures` by decord, as upright RGB.
 
     The whole video is decoded before the first picture: damage anywhere in it makes decord
     decline.
 
-    Args:
-        trust_input: let decord open what does not begin like ISO-BMFF, Matroska or AVI.
-        untagged: how YUV without a matrix is to be read; decord knows `bt601` only.
-
     Raises:
         Declined: before the first picture: decord must not or cannot read this source.
     """
+    info, indices = request.info, request.indices
     if not len(indices):
         return
     height, width = info.coded_size
@@ -52,27 +36,13 @@ def decode_pictures(
         raise Declined(
             f"more than {MAX_BYTES // 1024**2} MB of pictures: decord may hold them all at once"
         )
-    reference = make_reference(
-        uri,
-        info=info,
-        indices=indices,
-        pts=pts,
-        offset=offset,
-        num_bytes=num_bytes,
-        on_picture=on_picture,
-        interlaced=interlaced,
-        max_pixels=max_pixels,
-        trust_input=trust_input,
-        untagged=untagged,
-    )
+    reference = make_reference(request)
     if not reference.is_best_stream:
         raise Declined("decord opens only the stream that FFmpeg prefers")
-    reader = _open(uri)
+    reader = _open(request.uri)
     _check_times(reader, reference.frame_pts * float(info.time_base), float(info.time_base))
-    frames = _read(reader, set(indices.tolist()), on_picture)
-    yield from wrap_pictures(
-        iter(frames), reference=reference, indices=indices, pts=pts, name="decord"
-    )
+    frames = _read(reader, set(indices.tolist()), request.on_picture)
+    yield from wrap_pictures(iter(frames), request=request, reference=reference, name="decord")
 
 
 def _open(uri: str) -> Any:

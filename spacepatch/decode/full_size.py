@@ -7,7 +7,7 @@ equals PyAV's. Everything else is declined, and PyAV reads it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,20 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from spacepatch.data import Picture, VideoInfo
+from spacepatch.decode import pyav
 from spacepatch.decode.magic import HEAD_BYTES, demuxers_for
 from spacepatch.decode.opening import CODECS, open_container
-from spacepatch.decode.pyav import decode_pictures
+from spacepatch.decode.request import Request
 from spacepatch.decode.timeline import read_timeline
 from spacepatch.errors import Declined, DecodeError, ProbeError, SourceError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
+
+BACKENDS = frozenset({"decord", "torchcodec"})
+"""Decoders that give full-size RGB, and of damage no more than an error."""
+UNTAGGED_MATRIX = "smpte170m"
+"""What they take YUV without a matrix for."""
 
 CONTAINERS = frozenset({"mov", "matroska", "avi"})
 """Whose first bytes say what the whole is, so that no other demuxer takes the file."""
@@ -56,40 +62,27 @@ class Reference:
     """The first wanted picture is interlaced, and kept so."""
 
 
-def make_reference(
-    uri: str,
-    *,
-    info: VideoInfo,
-    indices: np.ndarray,
-    pts: np.ndarray,
-    offset: int | None,
-    num_bytes: int | None,
-    on_picture: Callable[[], None],
-    interlaced: str,
-    max_pixels: int,
-    trust_input: bool,
-    untagged: str,
-) -> Reference:
-    """Check all that can be known before a backend sees the file. Arguments as `decode_pictures`.
+def make_reference(request: Request) -> Reference:
+    """Check all that can be known before a backend sees the file.
 
     Raises:
         Declined: the backends must not, or cannot, read it.
     """
-    refusal = _refuse_kind(info, max_pixels=max_pixels, untagged=untagged, interlaced=interlaced)
-    if offset is not None:
-        refusal = "it lies inside a tar"
+    info = request.info
+    refusal = "it lies inside a tar" if request.offset is not None else _refuse_kind(request)
     if refusal:
         raise Declined(refusal)
-    _check_container(uri, info, trust_input)
+    _check_container(request)
     with open_container(
-        uri, offset=offset, num_bytes=num_bytes, max_pixels=max_pixels
+        request.uri, num_bytes=request.num_bytes, max_pixels=request.max_pixels
     ) as container:
-        table = _read_frames(container, info, max_pixels, on_picture)
+        table = _read_frames(container, request)
         best = container.streams.best("video")
         is_best = best is not None and best.index == info.stream_index
-    if not np.array_equal(table.frame_pts[indices[indices < len(table.frame_pts)]], pts):
+    there = request.indices[request.indices < len(table.frame_pts)]
+    if not np.array_equal(table.frame_pts[there], request.pts):
         raise Declined("its frames are not at the times that were planned")
-    picture = _first_picture(uri, table, indices[:1], pts[:1], interlaced, max_pixels, on_picture)
+    picture = _first_picture(replace(request.of(slice(1)), info=table))
     if picture.is_corrupt:
         raise Declined("its first picture is damaged")
     if picture.mirrored:
@@ -97,22 +90,23 @@ def make_reference(
     return Reference(table.frame_pts, _upright(picture), is_best, picture.was_interlaced)
 
 
-def _refuse_kind(info: VideoInfo, *, max_pixels: int, untagged: str, interlaced: str) -> str:
+def _refuse_kind(request: Request) -> str:
     """Why the probed properties alone rule the backends out; empty if they do not."""
+    info, untagged = request.info, request.untagged
     height, width = info.coded_size
     name = info.pixel_format
     subsampled, grey = name in HALF_CHROMA, name in GREY
     rules = (
         (info.still, "a still picture"),
         (info.codec not in CODECS, f"codec {info.codec} is not on the list of allowed codecs"),
-        (height * width > max_pixels, f"pictures of {width} x {height} pixels"),
+        (height * width > request.max_pixels, f"pictures of {width} x {height} pixels"),
         (len(info.parts) > 1, "its pictures change their size"),
         (info.cut_off, "the file is cut off, and backends do not flag damaged pictures"),
         (bool(info.pts_repaired), f"its times are repaired ({info.pts_repaired})"),
         (bool(info.hdr), "it is HDR, whose transfer is lost in RGB"),
         (info.alpha, "it has an alpha channel"),
         (
-            interlaced != "keep" and info.interlaced in ("tff", "bff"),
+            request.interlaced != "keep" and info.interlaced in ("tff", "bff"),
             "its pictures are interlaced",
         ),
         (
@@ -132,12 +126,13 @@ def _refuse_kind(info: VideoInfo, *, max_pixels: int, untagged: str, interlaced:
     return next((words for holds, words in rules if holds), "")
 
 
-def _check_container(uri: str, info: VideoInfo, trust_input: bool) -> None:
-    if info.container not in (TRUSTED_CONTAINERS if trust_input else CONTAINERS):
-        raise Declined(f"container {info.container}")
-    if trust_input:
+def _check_container(request: Request) -> None:
+    container = request.info.container
+    if container not in (TRUSTED_CONTAINERS if request.trust_input else CONTAINERS):
+        raise Declined(f"container {container}")
+    if request.trust_input:
         return
-    with Path(uri).open("rb") as file:
+    with Path(request.uri).open("rb") as file:
         head = file.read(HEAD_BYTES)
     try:
         kind = demuxers_for(head, fallback="")
@@ -145,20 +140,19 @@ def _check_container(uri: str, info: VideoInfo, trust_input: bool) -> None:
         kind = ""
     if kind not in CONTAINERS or b"\0" not in head[:TEXT_ENDS_WITHIN]:
         raise Declined("its first bytes are not those of ISO-BMFF, Matroska or AVI")
-    if "%" in uri:
+    if "%" in request.uri:
         raise Declined("its path has a %, by which FFmpeg may look for a series of files")
 
 
-def _read_frames(
-    container: InputContainer, info: VideoInfo, max_pixels: int, on_packet: Callable[[], None]
-) -> VideoInfo:
-    """`info` with its `frame_pts`, which it leaves behind on the way to a worker.
+def _read_frames(container: InputContainer, request: Request) -> VideoInfo:
+    """Its `info` with its `frame_pts`, which it leaves behind on the way to a worker.
 
     Raises:
         Declined: the file has what is not shown, or streams that must not be opened.
     """
     from av.video.stream import VideoStream
 
+    info = request.info
     for other in container.streams.video:
         context = other.codec_context
         if context is None or context.codec.canonical_name not in CODECS:
@@ -168,7 +162,9 @@ def _read_frames(
     if info.container == "avi" and stream.codec_context.has_b_frames:
         raise Declined("AVI does not tell the times of reordered pictures")
     if not len(info.frame_pts):
-        timeline = read_timeline(container, stream, max_pixels=max_pixels, on_packet=on_packet)
+        timeline = read_timeline(
+            container, stream, max_pixels=request.max_pixels, on_packet=request.on_picture
+        )
         info = replace(info, frame_pts=timeline.frame_pts)
     if len(info.frame_pts) != info.num_packets:
         hidden = info.num_packets - len(info.frame_pts)
@@ -176,25 +172,10 @@ def _read_frames(
     return info
 
 
-def _first_picture(
-    uri: str,
-    info: VideoInfo,
-    index: np.ndarray,
-    pts: np.ndarray,
-    interlaced: str,
-    max_pixels: int,
-    on_picture: Callable[[], None],
-) -> Picture:
-    pictures = decode_pictures(
-        uri,
-        info=info,
-        indices=index,
-        pts=pts,
-        on_picture=on_picture,
-        # Only a decoded picture tells whether it is interlaced, and only this policy says so.
-        interlaced="keep" if interlaced == "keep" else "skip",
-        max_pixels=max_pixels,
-    )
+def _first_picture(request: Request) -> Picture:
+    # Only a decoded picture tells whether it is interlaced, and only this policy says so.
+    policy = "keep" if request.interlaced == "keep" else "skip"
+    pictures = pyav.decode(replace(request, interlaced=policy))
     try:
         picture = next(pictures, None)
     except SourceError as error:
@@ -218,18 +199,13 @@ def _upright(picture: Picture) -> np.ndarray:
 
 
 def wrap_pictures(
-    frames: Iterator[np.ndarray],
-    *,
-    reference: Reference,
-    indices: np.ndarray,
-    pts: np.ndarray,
-    name: str,
+    frames: Iterator[np.ndarray], *, request: Request, reference: Reference, name: str
 ) -> Iterator[Picture]:
     """Turn a backend's RGB into pictures; the first is held against PyAV's.
 
     Args:
-        frames: of each of `indices`, ``(h, w, 3)`` uint8, upright. What it raises while it makes
-            the first is a reason to decline, later a fault of the source.
+        frames: one for each that is wanted, ``(h, w, 3)`` uint8, upright. What it raises while it
+            makes the first is a reason to decline, later a fault of the source.
         name: of the backend, for messages.
 
     Raises:
@@ -238,7 +214,7 @@ def wrap_pictures(
     """
     import av
 
-    for place, index in enumerate(indices):
+    for place, index in enumerate(request.indices):
         try:
             rgb = next(frames, None)
         except BackendError as error:
@@ -258,7 +234,7 @@ def wrap_pictures(
         yield Picture(
             # Not `from_ndarray`: 4 ms for 1080p, to copy what nobody else has.
             frame=av.VideoFrame.from_numpy_buffer(np.ascontiguousarray(rgb), format="rgb24"),
-            pts=int(pts[place]),
+            pts=int(request.pts[place]),
             index=int(index),
             rotation=0,
             mirrored=False,

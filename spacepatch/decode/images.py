@@ -20,10 +20,12 @@ from spacepatch.data import Part, Picture, VideoInfo
 from spacepatch.decode.opening import (
     MAX_PIXELS,
     MAX_SECONDS,
+    TOO_LONG,
     Member,
     open_container,
     open_member,
 )
+from spacepatch.decode.request import Request
 from spacepatch.errors import DecodeError, ProbeError
 
 if TYPE_CHECKING:
@@ -64,7 +66,7 @@ def probe_image(
     max_pixels: int = MAX_PIXELS,
     on_packet: Callable[[], None] = lambda: None,
 ) -> VideoInfo:
-    """What `probe_video` says of other files; no picture is decoded.
+    """What `probe_video` says of other files; no picture of these is decoded.
 
     Times of a WebP are the sums of its frames' durations in milliseconds, of which one may be below
     `SHORTEST_MS` (`pts_repaired` is `too_fast`). A frame that is cut off is planned, and lost when
@@ -85,7 +87,7 @@ def probe_image(
     shown = np.where(claimed < SHORTEST_MS, DEFAULT_MS, claimed)
     ends = np.cumsum(shown)
     if ends[-1] > MAX_SECONDS * 1000:
-        raise ProbeError(f"lasts more than {MAX_SECONDS} s by its own account", reason="too_large")
+        raise ProbeError(TOO_LONG, reason="too_large")
     # The canvas is transparent at first, and again where a frame was disposed of.
     alpha = webp.alpha or not frames[0].covers(webp.size) or any(f.disposes for f in frames)
     still = len(frames) == 1 and not webp.cut_off
@@ -105,6 +107,9 @@ def probe_image(
         pts_repaired="too_fast" if not still and (shown != claimed).any() else "",
         still=still,
         cut_off=webp.cut_off,
+        keyframes=np.array(
+            [k for k, frame in enumerate(frames) if not k or webp.replaced_by(frame)]
+        ),
     )
 
 
@@ -146,6 +151,7 @@ def _probe_avif(
         colour={**info.colour, "matrix": "rgb", "range": "pc", "tagged": "yes"},
         frame_pts=info.frame_pts[:count],
         stop_pts=int([*info.frame_pts, info.stop_pts][count]),
+        keyframes=info.keyframes[info.keyframes < count],
         still=count == 1,
     )
 
@@ -162,33 +168,22 @@ def _shape(size: tuple[int, int], rotation: int, alpha: bool, first_pts: int) ->
     }
 
 
-def decode_image(
-    uri: str,
-    *,
-    info: VideoInfo,
-    indices: np.ndarray,
-    pts: np.ndarray,
-    offset: int | None = None,
-    num_bytes: int | None = None,
-    on_picture: Callable[[], None] = lambda: None,
-    interlaced: str = "deinterlace",
-    max_pixels: int = MAX_PIXELS,
-    trust_input: bool = False,
-    untagged: str = "bt601",
-) -> Iterator[Picture]:
-    """Yield the wanted pictures of the container `webp` or `avif`, as a viewer shows them.
+def decode_image(request: Request) -> Iterator[Picture]:
+    """`spacepatch.decode.decode_pictures` of the containers `webp` and `avif`, as viewers show
+    them.
 
     They are whole canvases, `rgba` (straight alpha) where `info.alpha`, else `rgb24`. As of every
     decoder, a frame that fails is missing; those of a WebP that are drawn over what it left are
-    flagged as corrupt. `interlaced` and `alpha` change nothing.
+    flagged as corrupt. None is interlaced.
     """
+    info, indices = request.info, request.indices
     places = {int(index): place for place, index in enumerate(indices)}
     draw = _draw_webp if info.container == "webp" else _draw_avif
-    with open_member(uri, offset, num_bytes) as file:
-        for index, pixels, turn, is_corrupt in draw(file, sorted(places), max_pixels):
-            on_picture()
+    with open_member(request.uri, request.offset, request.num_bytes) as file:
+        for index, pixels, turn, is_corrupt in draw(file, sorted(places), request.max_pixels):
+            request.on_picture()
             if pixels is not None and index in places:
-                frame, time = _wrap(pixels, info), int(pts[places[index]])
+                frame, time = _wrap(pixels, info), int(request.pts[places[index]])
                 yield Picture(frame, time, index, *turn, is_corrupt)
 
 
@@ -213,7 +208,7 @@ def _draw_webp(file: Member, indices: list[int], max_pixels: int) -> Iterator[_D
     canvas, drawn on further after each."""
     webp = _read_webp(file, max_pixels, lambda: None)
     start = min(indices, default=0)
-    while start and (webp.frames[start].blends or not webp.frames[start].covers(webp.size)):
+    while start and not webp.replaced_by(webp.frames[start]):
         start -= 1
     canvas = np.zeros((*webp.size, 4), np.uint8)
     is_corrupt = False
@@ -260,6 +255,10 @@ class _Webp(NamedTuple):
     frames: list[_WebpFrame]
     cut_off: bool
 
+    def replaced_by(self, frame: _WebpFrame) -> bool:
+        """Whether nothing of the frames before it shows."""
+        return frame.covers(self.size) and not frame.blends
+
 
 def _read_webp(file: Member, max_pixels: int, on_packet: Callable[[], None]) -> _Webp:
     """Walk the chunks to the end of the file, whatever the size in its head: programs that write
@@ -280,7 +279,8 @@ def _read_webp(file: Member, max_pixels: int, on_packet: Callable[[], None]) -> 
             frames.append(_WebpFrame(start + 16, stop, *where, time, blends, disposes))
             on_packet()
             if len(frames) > MAX_FRAMES:
-                raise ProbeError(f"more than {MAX_FRAMES} frames", reason="too_large")
+                message = f"more than {MAX_FRAMES} frames; cut it into shorter ones"
+                raise ProbeError(message, reason="too_large")
         elif kind == b"EXIF":
             turn = _turn(file.read(min(stop - start, 1 << 16)))
     if not frames:
@@ -340,7 +340,8 @@ def _open_avif(file: Member) -> AvifImageFile:
 
     content = file.read(MAX_AVIF_BYTES + 1)
     if len(content) > MAX_AVIF_BYTES:
-        raise ProbeError(f"an AVIF of more than {MAX_AVIF_BYTES} bytes", reason="too_large")
+        message = f"an AVIF of more than {MAX_AVIF_BYTES} bytes; make it a video"
+        raise ProbeError(message, reason="too_large")
     with _pillow():
         return AvifImageFile(io.BytesIO(content))
 

@@ -81,8 +81,11 @@ ENCRYPTED_TRACK = re.compile(rb"\x6d\x80.{1,8}\x62\x40.{1,64}\x50\x35", re.DOTAL
 SCRAMBLED = 0.9
 """Share of scrambled packets from which a stream in a transport stream is encrypted."""
 
-FORBIDDEN = "not one of the allowed containers: playlists and other indirect files are refused"
-ENCRYPTED = "encrypted: its pictures cannot be had without a key"
+FORBIDDEN = (
+    "not one of the allowed containers (playlists and other indirect files are refused); "
+    "name the video itself, as MP4 or Matroska"
+)
+ENCRYPTED = "encrypted: its pictures cannot be had without a key; decrypt it first"
 NO_CONTAINER = "no container that FFmpeg can read: damaged, cut off, or no media file"
 
 

@@ -59,6 +59,7 @@ MAX_BYTES = 2**40
 MAX_SECONDS = 7 * 24 * 3600
 """Time from the first frame to the end of the last one above which a file is a bomb too: a frame
 that claims to stay for years would be sampled for years."""
+TOO_LONG = f"lasts more than {MAX_SECONDS} s by its own account; cut it, or mend its times"
 SHORT_MEMORY = 6 * MAX_PIXELS
 """Bytes that must be free for a failure to be the content's fault: one of the largest pictures,
 of 3 channels of 16 bits."""
@@ -128,7 +129,8 @@ def open_container(
     if num_bytes == 0:
         raise ProbeError("the file is empty", reason="unreadable")
     if num_bytes > MAX_BYTES:
-        raise ProbeError(f"a file of more than {MAX_BYTES} bytes", reason="too_large")
+        message = f"a file of more than {MAX_BYTES} bytes; cut it into smaller ones"
+        raise ProbeError(message, reason="too_large")
     with Path(uri).open("rb") as file:
         start = offset or 0
         file.seek(start)
@@ -259,7 +261,8 @@ def _raise_why(
                 av.open(member, "r", only, options=options, metadata_errors="replace").close()
             av.logging.set_level(None)
         if any("exceeds max_streams" in message for _, _, message in said):
-            raise ProbeError(f"more than {MAX_STREAMS} streams", reason="too_large") from None
+            message = f"more than {MAX_STREAMS} streams; copy the wanted one into a file of its own"
+            raise ProbeError(message, reason="too_large") from None
     raise_unless_damage(error, ProbeError)
     raise ProbeError(NO_CONTAINER, reason="unreadable") from None
 

@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 
 MOST_DEGREES_OFF = 1.0
 """From a right angle that is meant: as the ffmpeg program has it."""
-_SLANTED = "its pictures are to be turned by {:.0f} degrees; only right angles are"
+_SLANTED = (
+    "its pictures are to be turned by {:.0f} degrees; only right angles are: re-encode it upright"
+)
 
 
 MOST_PIXEL_ASPECT = 200

@@ -1,4 +1,9 @@
-"""What a source holds, from its headers and packets; no picture is decoded."""
+"""What a source holds, from its headers and packets.
+
+Pictures are decoded only where these do not tell: FFmpeg's own look at the first ones of a stream
+without a header, a keyframe whose header differs from the one before (its size), a photo with EXIF
+(which way is up), and all of an H.264 whose packets are fields (how many frames).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +21,7 @@ from spacepatch.decode.opening import (
     CODECS,
     MAX_PIXELS,
     MAX_SECONDS,
+    TOO_LONG,
     ffmpeg_version,
     open_container,
 )
@@ -60,8 +66,7 @@ def probe_video(
     max_pixels: int = MAX_PIXELS,
     on_packet: Callable[[], None] = lambda: None,
 ) -> VideoInfo:
-    """Read headers and scan packets; of the pictures, only a photo with EXIF and keyframes with a
-    new header are decoded.
+    """Read headers and scan packets; pictures are decoded only where these do not tell.
 
     Args:
         offset, num_bytes: where the video lies in `uri`, when that is a tar.
@@ -110,7 +115,8 @@ def probe_container(
         codec = context.codec.canonical_name
         if codec not in CODECS:
             raise ProbeError(
-                f"codec {codec} is not on the list of allowed codecs", reason="forbidden_codec"
+                f"codec {codec} is not on the list of allowed codecs; re-encode it as H.264",
+                reason="forbidden_codec",
             )
         height, width = context.height, context.width
         if not (height and width and context.pix_fmt):
@@ -153,7 +159,7 @@ def probe_container(
         _refuse_black(uri, offset or 0)
     length = (timeline.stop_pts - int(timeline.frame_pts[0])) * info["time_base"]
     if length > MAX_SECONDS:
-        raise ProbeError(f"lasts more than {MAX_SECONDS} s by its own account", reason="too_large")
+        raise ProbeError(TOO_LONG, reason="too_large")
     return VideoInfo(
         parts=_parts(first, timeline, rotation, info["container"]),
         rotation=rotation,
@@ -166,6 +172,7 @@ def probe_container(
         cut_off=timeline.cut_off,
         missing_ticks=timeline.missing_ticks,
         missing_frames=timeline.missing_frames,
+        keyframes=timeline.keyframes,
         **info,
     )
 

@@ -11,9 +11,10 @@ import numpy as np
 
 from spacepatch.data import Picture, VideoInfo
 from spacepatch.decode.deinterlace import treat_interlaced
-from spacepatch.decode.opening import MAX_PIXELS, open_container, raise_unless_damage
+from spacepatch.decode.opening import open_container, raise_unless_damage
 from spacepatch.decode.orientation import display_size, orientation_of
-from spacepatch.decode.timeline import NO_PTS
+from spacepatch.decode.packets import COUNTED, NO_PTS, is_before_zero
+from spacepatch.decode.request import Request
 from spacepatch.errors import DecodeError
 
 if TYPE_CHECKING:
@@ -35,51 +36,10 @@ times from the start, and after a jump they can be a frame off. Of an FLV that w
 overlooks the new headers as it jumps."""
 
 
-def decode_pictures(
-    uri: str,
-    *,
-    info: VideoInfo,
-    indices: np.ndarray,
-    pts: np.ndarray,
-    offset: int | None = None,
-    num_bytes: int | None = None,
-    on_picture: Callable[[], None] = lambda: None,
-    interlaced: str = "deinterlace",
-    max_pixels: int = MAX_PIXELS,
-    trust_input: bool = False,
-    untagged: str = "bt601",
-) -> Iterator[Picture]:
-    """Yield the wanted pictures in order of presentation, in one pass, and stop after the last.
-
-    A picture that cannot be had is not yielded; whoever asked counts what is missing.
-
-    Args:
-        info: what `probe_video` said of this very source; its `frame_pts` are not needed.
-        indices: ``(n,)`` strictly increasing presentation indices of the wanted frames.
-        pts: ``(n,)`` int64, their times as probed.
-        on_picture: called for every picture that the decoder makes, wanted or not: a sign of life.
-        interlaced: what becomes of pictures of two fields, a word of `INTERLACED`.
-        max_pixels: of a picture; a larger one in the middle of a stream is not decoded.
-        trust_input, untagged: of no effect, for decoders that make RGB themselves. What this one
-            reads is always held against the allow-lists, and its pictures keep their own colours.
-
-    Raises:
-        DecodeError: the source does not open any more, or the size of its pictures is not the
-            planned one (`size_changed`), or it is interlaced where `interlaced` is `skip`
-            (`skipped_by_policy`), after the pictures before that.
-    """
-    for stretch in stretches(info, indices):
-        yield from _decode_stretch(
-            uri,
-            info=info,
-            indices=indices[stretch],
-            pts=pts[stretch],
-            offset=offset,
-            num_bytes=num_bytes,
-            on_picture=on_picture,
-            interlaced=interlaced,
-            max_pixels=max_pixels,
-        )
+def decode(request: Request) -> Iterator[Picture]:
+    """`spacepatch.decode.decode_pictures` by PyAV, in the pictures' own pixel format."""
+    for stretch in stretches(request.info, request.indices):
+        yield from _decode_stretch(request.of(stretch))
 
 
 def stretches(info: VideoInfo, indices: np.ndarray) -> list[slice]:
@@ -93,52 +53,53 @@ def stretches(info: VideoInfo, indices: np.ndarray) -> list[slice]:
     return [slice(*pair) for pair in itertools.pairwise([0, *gaps.tolist(), len(indices)])]
 
 
-def _decode_stretch(
-    uri: str,
-    *,
-    info: VideoInfo,
-    indices: np.ndarray,
-    pts: np.ndarray,
-    offset: int | None,
-    num_bytes: int | None,
-    on_picture: Callable[[], None],
-    interlaced: str,
-    max_pixels: int,
-) -> Iterator[Picture]:
-    """`decode_pictures` for frames that lie near each other, in a container of their own."""
+def _decode_stretch(request: Request) -> Iterator[Picture]:
+    """`decode` for frames that lie near each other, in a container of their own."""
     from av.video.stream import VideoStream
 
-    # Where times are not to be trusted, only the order is.
-    numbered = info.pts_repaired not in ("", "repeated")
+    info, indices, pts = request.info, request.indices, request.pts
+    deinterlaces = request.interlaced == "deinterlace"
+    numbered = info.pts_repaired in COUNTED
     far = int(indices[0]) >= SEEK_AFTER_FRAMES and not info.pts_repaired
     far = far and info.container in TIMED_CONTAINERS
     with open_container(
-        uri, offset=offset, num_bytes=num_bytes, max_pixels=max_pixels
+        request.uri,
+        offset=request.offset,
+        num_bytes=request.num_bytes,
+        max_pixels=request.max_pixels,
     ) as container:
         stream = container.streams[info.stream_index]
         assert isinstance(stream, VideoStream)
-        decoder = _make_decoder(stream, info, max_pixels)
+        decoder = _make_decoder(stream, info, request.max_pixels)
         if numbered:
             decoder.copy_opaque = True
             starts = frozenset(part.first for part in info.parts[1:])
-            skip = info.num_before_key
-            frames = _decode_all(container, stream, decoder, starts, numbered=True, skip=skip)
+            frames = _decode_all(
+                container,
+                stream,
+                decoder,
+                starts,
+                repaired=info.pts_repaired,
+                skip=info.num_before_key,
+            )
             numbers = _by_order(frames, decoder)
         else:
             # To deinterlace a picture takes the one before it.
-            before = int(pts[0]) - 1 if interlaced == "deinterlace" else int(pts[0])
+            before = int(pts[0]) - deinterlaces
             starts = frozenset(part.first_pts for part in info.parts[1:])
-            frames = _frames(container, stream, decoder, starts, before if far else None)
+            seek_to = before if far else None
+            skip = info.num_before_key
+            frames = _frames(container, stream, decoder, starts, seek_to=seek_to, skip=skip)
             numbers = _by_time(frames, repeated=info.pts_repaired == "repeated")
         wanted = _mark_wanted(
             numbers,
             keys=indices if numbered else pts,
-            one_more=interlaced == "deinterlace",
-            on_picture=on_picture,
+            one_more=deinterlaces,
+            on_picture=request.on_picture,
         )
         orientations: dict[int, tuple[int, bool]] = {}
         for frame, (place, was_interlaced), is_corrupt in treat_interlaced(
-            wanted, policy=interlaced
+            wanted, policy=request.interlaced
         ):
             # PyAV's side data and its frame hold each other until the garbage collector comes:
             # looked at for each frame, it keeps hundreds of megabytes of pictures alive.
@@ -163,7 +124,7 @@ def _by_order(
     """Frames with their presentation index, where times cannot be trusted.
 
     In a stream without reordering a picture has the number of its packet, whatever became of the
-    packets before; with it, `_decode_all` ends at the first failure.
+    packets before; with it, or where packets are fields, `_decode_all` ends at the first failure.
     """
     position = -1
     for frame in frames:
@@ -246,9 +207,11 @@ def _frames(
     stream: VideoStream,
     decoder: VideoCodecContext,
     starts: frozenset[int],
+    *,
     seek_to: int | None,
+    skip: int,
 ) -> Iterator[Any]:
-    """Every frame from the keyframe at or before `seek_to`, else from the start.
+    """Every frame from the keyframe at or before `seek_to`, else from the start; see `_decode_all`.
 
     A broken packet costs its own frame; the end of the file, however early, ends the frames.
     """
@@ -274,7 +237,7 @@ def _frames(
             raise_unless_damage(error, DecodeError)
             return
         decoder.flush_buffers()
-    yield from _decode_all(container, stream, decoder, starts)
+    yield from _decode_all(container, stream, decoder, starts, skip=skip)
 
 
 def _is_landing(head: Any, seek_to: int) -> bool:
@@ -295,21 +258,25 @@ def _decode_all(
     decoder: VideoCodecContext,
     starts: frozenset[int],
     *,
-    numbered: bool = False,
+    repaired: str = "",
     skip: int = 0,
 ) -> Iterator[Any]:
-    """Every frame from here on; `numbered` ones carry the number that the probe gave the packet.
+    """Every frame from here on; counted ones carry the number that the probe gave the packet.
 
-    Where pictures are reordered, nothing tells the place of one that failed: numbered frames end.
+    Where pictures are reordered, or made of two packets, nothing tells the place of one that
+    failed: counted frames end.
 
     Args:
+        repaired: `VideoInfo.pts_repaired`, where frames are `COUNTED`.
         starts: numbers (or times) of the keyframes from which the size is another. Some decoders
             drop what they hold back for reordering when the size changes, so it is fetched before.
         skip: packets at the beginning that the decoder does not get: what it made of them would be
-            counted.
+            counted, or have the time of a frame, or one after the last.
     """
     from av.error import FFmpegError
 
+    fields = repaired == "fields"
+    numbered = repaired in COUNTED and not fields
     number, num_keys, key_pts = 0, 0, NO_PTS
     packets = container.demux(stream)
     while True:
@@ -331,19 +298,21 @@ def _decode_all(
             if num_keys == 1 and packet.pts is not None:
                 key_pts = packet.pts
         if numbered and not packet.is_discard:
-            if num_keys == 1 and packet.pts is not None and packet.pts < key_pts:
+            early = key_pts != NO_PTS and is_before_zero(packet, container.format.name)
+            if num_keys == 1 and (early or (packet.pts is not None and packet.pts < key_pts)):
                 packet.opaque = LEADING
             else:
                 packet.opaque = number
                 number += 1
         try:
-            if packet.is_keyframe and (number - 1 if numbered else packet.pts) in starts:
+            place = number - 1 if numbered else packet.pts
+            if packet.is_keyframe and not fields and place in starts:
                 yield from decoder.decode(None)
                 decoder.flush_buffers()
             yield from decoder.decode(packet)
         except FFmpegError as error:
             raise_unless_damage(error, DecodeError)
-            if numbered and decoder.has_b_frames:
+            if fields or (numbered and decoder.has_b_frames):
                 return
     try:
         yield from decoder.decode(None)

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import heapq
 import itertools
 import re
-from array import array
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from spacepatch.decode.opening import MAX_PACKETS, raise_unless_damage
+from spacepatch.decode.opening import raise_unless_damage
+from spacepatch.decode.packets import COUNTED, NO_PTS, Packets, Repair
 from spacepatch.decode.parts import Size, SizeWatch
 from spacepatch.errors import ProbeError
 
 if TYPE_CHECKING:
     from av.container import InputContainer
-    from av.packet import Packet
     from av.video.stream import VideoStream
 
 DISCONTINUOUS = frozenset({"mpegts", "mpeg"})
@@ -31,8 +31,10 @@ minute for the wrap of a 33-bit clock, and makes it a step of 26.5 hours."""
 NOTHING_TO_SHOW = "the video stream holds no frame to show"
 MOST_FILLED = 0.1
 """Share of frames without a time up to which the times of the others are kept."""
-NO_PTS = -(2**63)
-"""A packet without a time (FFmpeg's AV_NOPTS_VALUE)."""
+MOST_HELD_BACK = 16
+"""Packets that a decoder holds back at most, to show one that comes later before them (H.264)."""
+LEAST_SHARE = 0.75
+"""Of a usual step, what a frame without a time takes at least of the step that it divides."""
 SHORTEST_GIF_TICKS, GIF_TICKS = 2, 10
 """A GIF's frame of less than 20 ms is shown for 100 ms, as in browsers and in FFmpeg 5."""
 
@@ -46,8 +48,10 @@ class Timeline:
     stop_pts: int
     """End of the last frame, exclusive."""
     num_packets: int
-    repaired: str
+    repaired: Repair
     """"" where the times are used as they are, else what was wrong with them."""
+    keyframes: np.ndarray
+    """(K,) int64, increasing: indices of the frames whose packets are flagged as keyframes."""
     sizes: tuple[tuple[int, Size], ...]
     """(presentation index, size) of the frames from which the size is another."""
     num_before_key: int
@@ -57,73 +61,6 @@ class Timeline:
     missing_ticks: int
     """What the container promises beyond `stop_pts`; 0 where a cut-off file does not say."""
     missing_frames: int
-
-
-class _Packets:
-    """What the packets of a stream say, gathered in one pass: 17 bytes a packet."""
-
-    def __init__(self, max_step: int | None) -> None:
-        """`max_step`: ticks from packet to packet beyond which a broadcast's clock was set; None:
-        it is no broadcast."""
-        self._max_step = max_step
-        self.pts, self.durations = array("q"), array("q")
-        self.changes: list[tuple[int, int, Size]] = []
-        """(how many frames came before, the keyframe's pts, its size)."""
-        self.breaks: list[int] = []
-        """How many frames came before each jump of the clock."""
-        self.num_packets = 0
-        self.repaired = ""
-        self.key_pts: int | None = None
-        self.num_before_key = 0
-        """Packets before the first keyframe."""
-        self.second_key: int | None = None
-        """How many frames came before the second keyframe."""
-        self.last_is_cut = False
-        """Whether the last packet is shorter than the container says."""
-        self._seen_key = False
-        self.first_dts: int | None = None
-        self._last_dts: int | None = None
-        self._max_pts = NO_PTS
-
-    def add(self, packet: Packet[Any], watch: SizeWatch) -> None:
-        self.num_packets += 1
-        self.last_is_cut = packet.is_corrupt
-        if self.num_packets > MAX_PACKETS:
-            raise ProbeError(f"more than {MAX_PACKETS} packets", reason="too_large")
-        pts = NO_PTS if packet.pts is None else packet.pts
-        if self._jumps(packet, pts):
-            self.repaired = "discontinuous"
-            self.breaks.append(len(self.pts))
-        if packet.is_keyframe:
-            if not self._seen_key:
-                # What comes before the first keyframe cannot be decoded.
-                self._seen_key, self.key_pts = True, packet.pts
-                self.num_before_key = self.num_packets - 1
-                del self.pts[:], self.durations[:], self.breaks[:]
-                self.first_dts = packet.dts
-            elif self.second_key is None:
-                self.second_key = len(self.pts)
-            size = watch.changed_to(packet)
-            if size is not None:
-                self.changes.append((len(self.pts), pts, size))
-        if not packet.is_discard:  # else outside the edit list: decoded, never shown
-            self.pts.append(pts)
-            self.durations.append(packet.duration or 0)
-
-    def _jumps(self, packet: Packet[Any], pts: int) -> bool:
-        """Whether the clock was set before this packet.
-
-        Of a broadcast by the decoding times. Elsewhere these may be FFmpeg's own sums, which damage
-        upsets; there a keyframe tells, that is shown before what came before it.
-        """
-        if self._max_step is None:
-            jumps = packet.is_keyframe and pts != NO_PTS and pts < self._max_pts
-            self._max_pts = pts if jumps else max(pts, self._max_pts)
-            return jumps
-        last, self._last_dts = self._last_dts, packet.dts or self._last_dts
-        if last is None or packet.dts is None:
-            return False
-        return not 0 <= packet.dts - last <= self._max_step
 
 
 def read_timeline(
@@ -144,8 +81,9 @@ def read_timeline(
     from av.error import FFmpegError
 
     assert stream.time_base is not None, "a demuxed stream has a time base"
-    can_jump = container.format.name in DISCONTINUOUS
-    packets = _Packets(round(MAX_STEP_SECONDS / stream.time_base) if can_jump else None)
+    name = container.format.name
+    max_step = round(MAX_STEP_SECONDS / stream.time_base) if name in DISCONTINUOUS else None
+    packets = Packets(name, max_step)
     watch = SizeWatch(stream, max_pixels=max_pixels)
     demuxed = container.demux(stream)
     while True:
@@ -164,18 +102,19 @@ def read_timeline(
     if _tells_only_order(container, stream, packets):
         packets.repaired = packets.repaired or "unordered"
     step = _ticks(stream.guessed_rate, stream.time_base)
-    frame_pts, stop, repaired = _order(packets, step, gif=container.format.name == "gif")
-    counted = repaired not in ("", "repeated")
+    shown = _order(packets, step, gif=name == "gif")
+    counted = shown.repaired in COUNTED
     sizes = tuple(
-        (place if counted else int(np.searchsorted(frame_pts, pts)), size)
+        (place if counted else int(np.searchsorted(shown.frame_pts, pts)), size)
         for place, pts, size in packets.changes
     )
-    cut, ticks, frames = _missing(container, stream, packets, stop)
+    cut, ticks, frames = _missing(container, stream, packets, shown.stop_pts)
     return Timeline(
-        frame_pts=frame_pts,
-        stop_pts=stop,
+        frame_pts=shown.frame_pts,
+        stop_pts=shown.stop_pts,
         num_packets=packets.num_packets,
-        repaired=repaired,
+        repaired=shown.repaired,
+        keyframes=np.flatnonzero(shown.is_key),
         sizes=sizes,
         num_before_key=packets.num_before_key,
         cut_off=cut,
@@ -184,18 +123,29 @@ def read_timeline(
     )
 
 
-def _order(packets: _Packets, fallback_step: int, *, gif: bool) -> tuple[np.ndarray, int, str]:
+class _Shown(NamedTuple):
+    """Frames in order of presentation."""
+
+    frame_pts: np.ndarray
+    stop_pts: int
+    is_key: np.ndarray
+    """(F,) bool."""
+    repaired: Repair
+
+
+def _order(packets: Packets, fallback_step: int, *, gif: bool) -> _Shown:
     """Times in order of presentation, the end of the last frame, and what was repaired."""
     # No copies: beside FFmpeg's index of a film of hours they are most of what a probe takes.
     pts = np.frombuffer(packets.pts, np.int64)
     durations = np.frombuffer(packets.durations, np.int64)
+    is_key = np.frombuffer(packets.is_key, np.bool_)
     known = pts != NO_PTS
-    repaired = packets.repaired or ("" if known.all() else "missing")
+    repaired: Repair = packets.repaired or ("" if known.all() else "missing")
     first = int(pts[known.argmax()]) if known.any() else 0
     if not known.all():
         filled = _fill(pts, known)
         if filled is None:
-            return *_count_times(first, len(pts), fallback_step), repaired
+            return _Shown(*_count_times(first, len(pts), fallback_step), is_key, repaired)
         pts = filled
     if packets.key_pts is not None:
         # Leading pictures of the first keyframe refer to what is not there.
@@ -206,19 +156,24 @@ def _order(packets: _Packets, fallback_step: int, *, gif: bool) -> tuple[np.ndar
             packets.changes = [
                 (int(shown[:place].sum()), time, size) for place, time, size in packets.changes
             ]
-            pts, durations = pts[shown], durations[shown]
+            pts, durations, is_key = pts[shown], durations[shown], is_key[shown]
     if not len(pts):
         raise ProbeError(NOTHING_TO_SHOW, reason="no_video_stream")
     if packets.breaks:
-        joined = _join_sections(pts, durations, packets.breaks, fallback_step)
-        return *(joined or _count_times(first, len(pts), fallback_step)), repaired
+        order = _order_of_sections(pts, packets.breaks)
+        if order is None:
+            return _Shown(*_count_times(first, len(pts), fallback_step), is_key, repaired)
+        joined = _join_sections(pts[order], durations[order], packets.breaks, fallback_step)
+        return _Shown(*joined, is_key[order], repaired)
     duration = int(durations[pts == pts.max()].max())
-    pts = np.sort(pts)
+    order = np.argsort(pts, kind="stable")
+    pts, is_key = pts[order], is_key[order]
+    del order
     if bool((pts[1:] == pts[:-1]).any()):
         repaired = repaired or "repeated"
         moved = _move_repeated(pts)
         if moved is None:
-            return *_count_times(first, len(pts), fallback_step), "crowded"
+            return _Shown(*_count_times(first, len(pts), fallback_step), is_key, "crowded")
         pts = moved
     if repaired == "unordered" and packets.first_dts is not None:
         pts = pts - (pts[0] - packets.first_dts)  # the first picture is shown as the file begins
@@ -228,52 +183,82 @@ def _order(packets: _Packets, fallback_step: int, *, gif: bool) -> tuple[np.ndar
         steps = np.diff(pts, append=pts[-1] + duration)
         if bool((steps < SHORTEST_GIF_TICKS).any()):
             ends = pts[0] + np.cumsum(np.where(steps < SHORTEST_GIF_TICKS, GIF_TICKS, steps))
-            return np.concatenate([pts[:1], ends[:-1]]), int(ends[-1]), "too_fast"
-    return pts, int(pts[-1]) + max(1, duration), repaired
+            return _Shown(np.concatenate([pts[:1], ends[:-1]]), int(ends[-1]), is_key, "too_fast")
+    return _Shown(pts, int(pts[-1]) + max(1, duration), is_key, repaired)
 
 
 def _fill(pts: np.ndarray, known: np.ndarray) -> np.ndarray | None:
     """Times in which the few that are missing lie between the others; None where many are.
 
-    Without reordering that is between the neighbours; else in the middle of the longest steps, of
-    which nobody can say which frame is shown there: in order of presentation all the same.
+    Without reordering that is between the neighbours; else they share the longest steps, of which
+    nobody can say which frame is shown there: in order of presentation all the same. At the end,
+    where no step is long enough for another frame, they follow the others.
     """
-    places = np.flatnonzero(~known)
+    places, there = np.flatnonzero(~known), np.flatnonzero(known)
     if not known[0] or len(places) > MOST_FILLED * len(pts):
         return None
+    ordered = np.sort(pts[known])
+    steps = np.diff(ordered)
+    step = max(1, int(np.median(steps)))
     filled = pts.copy()
     if bool((np.diff(pts[known]) > 0).all()):
-        filled[places] = np.interp(places, np.flatnonzero(known), pts[known]).astype(np.int64)
+        filled[places] = np.interp(places, there, pts[known]).astype(np.int64)
+        num_last = len(pts) - 1 - int(there[-1])
+        filled[len(pts) - num_last :] = ordered[-1] + step * np.arange(1, num_last + 1)
         return filled
-    ordered = np.sort(pts[known])
-    longest = np.argsort(-np.diff(ordered), kind="stable")[: len(places)]
-    filled[places] = (ordered[longest] + ordered[longest + 1]) // 2
+    num_last = int((places >= len(pts) - MOST_HELD_BACK).sum())
+    # Less the length of each share of a step, the step, in how many shares: as a heap.
+    longest = np.argsort(-steps, kind="stable")[: len(places)]
+    shares = [(-float(steps[place]), int(place), 1) for place in longest]
+    behind: list[int] = []
+    for _ in places:
+        _, place, number = shares[0]
+        share = float(steps[place]) / (number + 1)
+        if share < LEAST_SHARE * step and len(behind) < num_last:
+            behind.append(int(ordered[-1]) + step * (len(behind) + 1))
+        else:
+            heapq.heapreplace(shares, (-share, place, number + 1))
+    between = [
+        int(ordered[place] + steps[place] * k // number)
+        for _, place, number in shares
+        for k in range(1, number)
+    ]
+    filled[places] = [*sorted(between), *behind]
     return filled
+
+
+def _order_of_sections(pts: np.ndarray, breaks: list[int]) -> np.ndarray | None:
+    """(F,) order of presentation: by time in each section between two jumps of the clock, one
+    section after the other. None where a time repeats within a section."""
+    order = []
+    for first, last in itertools.pairwise((0, *breaks, len(pts))):
+        section = first + np.argsort(pts[first:last])
+        if bool((np.diff(pts[section]) == 0).any()):
+            return None
+        order.append(section)
+    return np.concatenate(order)
 
 
 def _join_sections(
     pts: np.ndarray, durations: np.ndarray, breaks: list[int], fallback_step: int
-) -> tuple[np.ndarray, int] | None:
-    """Times in which each section between two jumps of the clock follows the one before.
+) -> tuple[np.ndarray, int]:
+    """Times in which each section, sorted by itself, follows the one before, and their end.
 
-    The first one keeps its times. None where a time repeats within a section.
+    The first one keeps its times.
     """
     joined: list[np.ndarray] = []
     end = int(pts[0])
     for first, last in itertools.pairwise((0, *breaks, len(pts))):
-        order = np.lexsort((durations[first:last], pts[first:last]))
-        if not len(order):
+        if first == last:
             continue
-        section = pts[first:last][order]
-        if bool((np.diff(section) == 0).any()):
-            return None
+        section = pts[first:last]
         joined.append(section - section[0] + end if joined else section)
-        duration = int(durations[first:last][order[-1]])
+        duration = int(durations[last - 1])
         end = int(joined[-1][-1]) + (duration if duration > 0 else fallback_step)
     return np.concatenate(joined), end
 
 
-def _tells_only_order(container: InputContainer, stream: VideoStream, packets: _Packets) -> bool:
+def _tells_only_order(container: InputContainer, stream: VideoStream, packets: Packets) -> bool:
     """Whether packets have times that are not those of their pictures.
 
     AVI tells the order of packets alone. From MPEG-4 FFmpeg reads which ones are shown later; from
@@ -315,7 +300,7 @@ ENDS_IN_A_FRAME = frozenset({"mov", "avi", "flv"})
 
 
 def _missing(
-    container: InputContainer, stream: VideoStream, packets: _Packets, stop: int
+    container: InputContainer, stream: VideoStream, packets: Packets, stop: int
 ) -> tuple[bool, int, int]:
     """Whether the file is cut off, and what it promised beyond `stop`, in ticks and in frames.
 

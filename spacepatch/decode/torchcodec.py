@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -16,8 +16,8 @@ from spacepatch.decode.full_size import (
     make_reference,
     wrap_pictures,
 )
-from spacepatch.decode.opening import MAX_PIXELS
 from spacepatch.decode.pyav import stretches
+from spacepatch.decode.request import Request
 from spacepatch.errors import Declined
 
 REFRESHED = frozenset({"h264", "mpeg4"})
@@ -25,67 +25,27 @@ REFRESHED = frozenset({"h264", "mpeg4"})
 them, between two frames that are wanted, and show what it has not."""
 
 
-def decode_pictures(
-    uri: str,
-    *,
-    info: VideoInfo,
-    indices: np.ndarray,
-    pts: np.ndarray,
-    offset: int | None = None,
-    num_bytes: int | None = None,
-    on_picture: Callable[[], None] = lambda: None,
-    interlaced: str = "deinterlace",
-    max_pixels: int = MAX_PIXELS,
-    trust_input: bool = False,
-    untagged: str = "bt601",
-) -> Iterator[Picture]:
-    """Yield the wanted pictures as `spacepatch.decode.pyav.decode_pictures` does, as upright RGB.
+def decode(request: Request) -> Iterator[Picture]:
+    """`spacepatch.decode.decode_pictures` by torchcodec, as upright RGB.
 
     A frame is one at a time, in order; torchcodec goes to a keyframe by itself where that is
     nearer (`seek_mode="exact"`).
-
-    Args:
-        trust_input: let it open what does not begin like ISO-BMFF, Matroska or AVI.
-        untagged: how YUV without a matrix is to be read; torchcodec knows `bt601` only.
 
     Raises:
         Declined: before the first picture: torchcodec must not or cannot read this source.
         DecodeError: a later picture cannot be had, or not at its time (`corrupt_frames`).
     """
-    for stretch in stretches(info, indices):
+    info = request.info
+    for stretch in stretches(info, request.indices):
         # Each stretch begins with a jump, and so with a picture that is held against PyAV's.
-        reference = make_reference(
-            uri,
-            info=info,
-            indices=indices[stretch],
-            pts=pts[stretch],
-            offset=offset,
-            num_bytes=num_bytes,
-            on_picture=on_picture,
-            interlaced=interlaced,
-            max_pixels=max_pixels,
-            trust_input=trust_input,
-            untagged=untagged,
-        )
-        decoder = _open(uri, info.stream_index)
+        wanted = request.of(stretch)
+        reference = make_reference(wanted)
+        decoder = _open(request.uri, info.stream_index)
         tick = float(info.time_base)
         _check_count(decoder, reference.frame_pts * tick, tick)
         _check_colour(decoder, info)
-        frames = _read(
-            decoder,
-            indices[stretch],
-            pts[stretch] * tick,
-            tick,
-            on_picture,
-            in_order=info.codec in REFRESHED,
-        )
-        yield from wrap_pictures(
-            frames,
-            reference=reference,
-            indices=indices[stretch],
-            pts=pts[stretch],
-            name="torchcodec",
-        )
+        frames = _read(decoder, wanted, tick)
+        yield from wrap_pictures(frames, request=wanted, reference=reference, name="torchcodec")
 
 
 def _open(uri: str, stream_index: int) -> Any:
@@ -131,27 +91,20 @@ def _check_colour(decoder: Any, info: VideoInfo) -> None:
         )
 
 
-def _read(
-    decoder: Any,
-    indices: np.ndarray,
-    seconds: np.ndarray,
-    tick: float,
-    on_picture: Callable[[], None],
-    *,
-    in_order: bool,
-) -> Iterator[np.ndarray]:
-    """The frames of these indices, each at its time; `in_order`: without a jump between them."""
-    last = int(indices[0]) - 1
-    for index, time in zip(indices, seconds, strict=True):
+def _read(decoder: Any, wanted: Request, tick: float) -> Iterator[np.ndarray]:
+    """The wanted frames, each at its time."""
+    in_order = wanted.info.codec in REFRESHED
+    last = int(wanted.indices[0]) - 1
+    for index, time in zip(wanted.indices, wanted.pts * tick, strict=True):
         try:
             for passed in range(last + 1, int(index)) if in_order else ():
                 decoder.get_frame_at(passed)
-                on_picture()
+                wanted.on_picture()
             last = int(index)
             frame = decoder.get_frame_at(int(index))
         except (RuntimeError, IndexError):
             raise BackendError("damaged data") from None
         if abs(frame.pts_seconds - time) > tick / 2:
             raise BackendError("another frame than the one of that time")
-        on_picture()
+        wanted.on_picture()
         yield frame.data.numpy()
