@@ -44,10 +44,9 @@ class Arena:
     ) -> None:
         self.close()
 
-    def tokens(self, *, dtype: str, width: int) -> np.ndarray:
-        """``(N, width)`` view of everything."""
-        count = self.num_bytes // (width * np.dtype(dtype).itemsize)
-        return np.frombuffer(self._map, dtype, count * width).reshape(count, width)
+    def tokens(self, offset: int, *, count: int, dtype: str, width: int) -> np.ndarray:
+        """``(count, width)`` view from a byte on."""
+        return np.frombuffer(self._map, dtype, count * width, offset).reshape(count, width)
 
     def close(self) -> None:
         """Give the memory back. Views must be gone by then."""
@@ -63,14 +62,14 @@ class ArenaSlice:
     def __init__(self, path: str, *, offset: int, num_bytes: int) -> None:
         start = offset - offset % mmap.ALLOCATIONGRANULARITY
         with Path(path).open("r+b") as file:
+            # A clip of no tokens, and so a window of no bytes, cannot be planned.
             self._map = mmap.mmap(file.fileno(), offset - start + num_bytes, offset=start)
-        self._skip, self._num_bytes = offset - start, num_bytes
+        self._start = start
 
-    def tokens(self, *, dtype: str, width: int) -> np.ndarray:
-        """``(n, width)`` writable view of the window."""
-        count = self._num_bytes // (width * np.dtype(dtype).itemsize)
-        values = np.frombuffer(self._map, dtype, count * width, offset=self._skip)
-        return values.reshape(count, width)
+    def tokens(self, offset: int, *, count: int, dtype: str, width: int) -> np.ndarray:
+        """``(count, width)`` writable view; `offset` is counted from the start of the arena."""
+        start = offset - self._start
+        return np.frombuffer(self._map, dtype, count * width, start).reshape(count, width)
 
     def close(self) -> None:
         """Unmap; where an error still holds a view, the map goes with it."""

@@ -101,7 +101,7 @@ class Part:
 
 @dataclass(frozen=True, slots=True)
 class VideoInfo:
-    """What a probe learns of a source without decoding a picture."""
+    """What a probe learns of a source."""
 
     container: str
     codec: str
@@ -141,6 +141,8 @@ class VideoInfo:
     """The same of the length of the stream or, without that, of the file."""
     missing_frames: int = 0
     """The same in source frames, by the container's count or the stream's rate."""
+    keyframes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
+    """(K,) int64, increasing: presentation indices of the keyframes, by the flags of packets."""
 
     @property
     def coded_size(self) -> tuple[int, int]:
@@ -163,6 +165,31 @@ class VideoInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class Fit:
+    """How a picture becomes a frame: scaled as a whole, then a window of that, or zeros added."""
+
+    scaled: tuple[int, int]
+    """(h, w) that the whole picture is scaled to."""
+    size: tuple[int, int]
+    """(h, w) of the frame; multiples of the patch."""
+    offset: tuple[int, int] = (0, 0)
+    """(top, left) of the frame in the scaled picture; (0, 0) where it is padded."""
+
+    @property
+    def crop(self) -> tuple[int, int, int, int] | None:
+        """(top, left, height, width) of what is kept of the scaled picture; None: all of it."""
+        height, width = map(min, self.size, self.scaled)
+        if (height, width) == self.scaled:
+            return None
+        return (*self.offset, height, width)
+
+    @property
+    def pad(self) -> tuple[int, int]:
+        """Rows and columns of zeros at the bottom and right."""
+        return max(0, self.size[0] - self.scaled[0]), max(0, self.size[1] - self.scaled[1])
+
+
+@dataclass(frozen=True, slots=True)
 class ClipSpec:
     """A clip as planned: which frames of which source, at which size; a row of plan.parquet."""
 
@@ -171,6 +198,8 @@ class ClipSpec:
     clip: int
     """0-based within its source."""
     view: int
+    view_of: int
+    """The clip of view 0 that this one begins in: its own number where there is one view."""
     start_pts: int
     stop_pts: int
     """[start_pts, stop_pts) in units of the source's time base."""
@@ -178,17 +207,42 @@ class ClipSpec:
     """(n,) int64, non-decreasing: the frame on display at each sample time."""
     frame_indices: np.ndarray
     """(n,) int32: absolute presentation index of each."""
-    row_pts: np.ndarray
-    """(T,) int64: the time of the first sample of each grid row, rounded down to the time base:
-    where the clip may be cut, exactly, whatever its own start was rounded to."""
+    sample_pts: np.ndarray
+    """(n,) int64: the sample times, rounded down to the time base: where the clip may be cut,
+    exactly, whatever its own start was rounded to."""
     sampled_fps: Fraction | None
     """Samples a second; None where every frame is taken."""
-    size: tuple[int, int]
-    """(h, w) after resizing; multiples of the patch."""
+    fit: Fit
+    tubelet_size: int
+    patch_size: tuple[int, int]
+    """(h, w) in pixels."""
     grid_thw: tuple[int, int, int]
-    num_tokens: int
+    num_kept: int
+    """Tokens that dropping leaves; of static tubelets an upper bound."""
+    drop: str | None
+    """What drops tokens, with what was drawn for it: ``random 0.4873``."""
     num_source_frames: int
     extra: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """(h, w) of its frames, in pixels."""
+        return self.fit.size
+
+    @property
+    def num_tokens(self) -> int:
+        """Cells of its grid, dropped or not."""
+        return self.grid_thw[0] * self.cells
+
+    @property
+    def cells(self) -> int:
+        """Tokens of one grid row, before dropping."""
+        return self.grid_thw[1] * self.grid_thw[2]
+
+    @property
+    def row_pts(self) -> np.ndarray:
+        """(T,) int64: the time of the first sample of each grid row."""
+        return self.sample_pts[:: self.tubelet_size][: self.grid_thw[0]]
 
 
 @dataclass(slots=True)

@@ -30,6 +30,8 @@ def environment(resampler: str = "bicubic", decoder: str = "pyav") -> dict[str, 
     wanted = [] if decoder == "pyav" else [decoder]
     if resampler.startswith("torch") or decoder == "torchcodec":
         wanted.append("torch")
+    if resampler.startswith("pillow"):
+        wanted.append("pillow")
     for name in wanted:
         try:
             versions[name] = version(name)

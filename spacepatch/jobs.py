@@ -3,47 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from spacepatch.arena import ArenaSlice
-from spacepatch.data import ClipSpec, Picture, Source, VideoInfo
-from spacepatch.decode import choose_decoder
-from spacepatch.decode.opening import MAX_PIXELS
+from spacepatch.clipwriter import ClipTokens, ClipWriter, TokenSettings
+from spacepatch.data import ClipSpec, Fit, Picture, Source, VideoInfo
+from spacepatch.decode import BACKENDS, UNTAGGED_MATRIX, choose_decoder, decode_pictures
 from spacepatch.errors import Declined, DecodeError, SourceError
-from spacepatch.resize import colour_of, hdr_of, make_frame
+from spacepatch.resize import colour_of, hdr_of, make_frame, place_frame
 from spacepatch.sources import content_id
-from spacepatch.tubelets import grid_shape, write_frame
 from spacepatch.workers import beat
-
-BACKENDS = frozenset({"decord", "torchcodec"})
-"""Decoders that give full-size RGB, and of damage no more than an error."""
-UNTAGGED_MATRIX = "smpte170m"
-"""What they take YUV without a matrix for."""
-
-
-@dataclass(frozen=True, slots=True)
-class TokenSettings:
-    """What makes tokens out of pictures: plain values, so that a worker needs no config."""
-
-    tubelet_size: int
-    patch_size: tuple[int, int]
-    layout: str
-    tail: str
-    resampler: str
-    decoder: str = "pyav"
-    trust_input: bool = False
-    max_pixels: int = MAX_PIXELS
-    interlaced: str = "deinterlace"
-    untagged: str = "bt601"
-    hdr: str = "tonemap"
-    background: tuple[int, int, int] = (0, 0, 0)
-    alpha: bool = False
-    allow_corrupt: bool = False
-    token_dtype: str = "uint8"
-    token_width: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,30 +27,13 @@ class Job:
     info: VideoInfo
     """As probed, without its `frame_pts`: the clips have those that are wanted."""
     clips: tuple[ClipSpec, ...]
+    clip_ids: tuple[str, ...]
+    """The segment id of each clip: what its draws are keyed by."""
     offsets: tuple[int, ...]
-    """Where each clip's tokens start in the arena, in tokens."""
+    """Where each clip's tokens start in the arena, in bytes."""
     arena: str
     """Path that opens the task's arena."""
     settings: TokenSettings
-
-
-@dataclass(frozen=True, slots=True)
-class ClipTokens:
-    """What became of one clip."""
-
-    grid_t: int
-    """Rows that its frames fill, kept or not; 0: nothing of it could be had."""
-    rows: np.ndarray
-    """(R,) int32: the rows whose tokens lie in the arena, one after the other."""
-    num_frames: int
-    """Selected frames that the rows cover, kept or not."""
-    padded_frames: int
-    losses: tuple[tuple[str, int, int, str], ...]
-    """(reason, frames, tokens, message), all of stage decode."""
-    damaged: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
-    """(n,) int32: the samples whose frames are flagged, and kept all the same."""
-    decoder: str = ""
-    """Which one read it; two, where the first could not read on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,26 +47,26 @@ class JobResult:
 
 def run_job(job: Job) -> JobResult:
     """Decode one source once, for all of its clips in the task, into the arena."""
-    settings = job.settings
-    depth = settings.token_width * np.dtype(settings.token_dtype).itemsize
     first = min(job.offsets)
-    last = max(
-        offset + clip.num_tokens for offset, clip in zip(job.offsets, job.clips, strict=True)
-    )
-    window = ArenaSlice(job.arena, offset=first * depth, num_bytes=(last - first) * depth)
+    window = ArenaSlice(job.arena, offset=first, num_bytes=_end_of(job) - first)
     try:
-        arena = window.tokens(dtype=settings.token_dtype, width=settings.token_width)
-        writers = [
-            ClipWriter(clip, arena[offset - first : offset - first + clip.num_tokens], settings)
-            for offset, clip in zip(job.offsets, job.clips, strict=True)
-        ]
+        dtype = job.settings.token_dtype
+        writers = _writers(
+            job,
+            [
+                window.tokens(
+                    offset, count=clip.num_kept, dtype=dtype, width=job.settings.width_of(clip)
+                )
+                for offset, clip in zip(job.offsets, job.clips, strict=True)
+            ],
+        )
         try:
             observed = _fill(job, writers)
         except Exception as error:
             error.add_note(f"source: {job.source.name}")
             raise
         results = tuple(writer.finish() for writer in writers)
-        del arena, writers
+        del writers
     finally:
         window.close()
     # Without a picture there is nothing to say of its source.
@@ -120,19 +75,35 @@ def run_job(job: Job) -> JobResult:
 
 def tokens_of(job: Job) -> Iterator[tuple[np.ndarray, ClipTokens]]:
     """The tokens of a job's clips in memory of our own: what a task puts into its arena."""
-    writers = [
-        ClipWriter(
-            clip,
-            np.empty((clip.num_tokens, job.settings.token_width), job.settings.token_dtype),
-            job.settings,
-        )
-        for clip in job.clips
-    ]
+    settings = job.settings
+    writers = _writers(
+        job,
+        [
+            np.empty((clip.num_kept, settings.width_of(clip)), settings.token_dtype)
+            for clip in job.clips
+        ],
+    )
     _fill(job, writers)
     for writer in writers:
         result = writer.finish()
-        cells = writer.cells
-        yield writer.tokens[: len(result.rows) * cells], result
+        yield writer.tokens[: result.num_kept], result
+
+
+def _writers(job: Job, tokens: list[np.ndarray]) -> list[ClipWriter]:
+    return [
+        ClipWriter(clip, own, job.settings, clip_id=identity)
+        for clip, own, identity in zip(job.clips, tokens, job.clip_ids, strict=True)
+    ]
+
+
+def _end_of(job: Job) -> int:
+    """The first byte after the tokens of the last clip."""
+    settings = job.settings
+    itemsize = np.dtype(settings.token_dtype).itemsize
+    return max(
+        offset + clip.num_kept * settings.width_of(clip) * itemsize
+        for offset, clip in zip(job.offsets, job.clips, strict=True)
+    )
 
 
 def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
@@ -154,21 +125,13 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
             if settings.hdr == "skip" and hdr_of(picture.frame):
                 message = "its pictures are HDR though its header is not, and hdr is skip"
                 raise DecodeError(message, reason="skipped_by_policy")
-            frames: dict[tuple[int, int], np.ndarray] = {}
+            frames: dict[Fit, np.ndarray] = {}
             for writer in writers:
                 if writer.wants(picture.index):
-                    size = writer.clip.size
-                    if size not in frames:
-                        frames[size] = make_frame(
-                            picture,
-                            size=size,
-                            resampler=settings.resampler,
-                            untagged=settings.untagged,
-                            hdr="raw" if settings.hdr == "skip" else settings.hdr,
-                            background=settings.background,
-                            alpha=settings.alpha,
-                        )
-                    writer.add(picture, frames[size], observed["decoder"])
+                    fit = writer.clip.fit
+                    writer.add(
+                        picture, frame_of(settings, picture, fit, frames), observed["decoder"]
+                    )
     except SourceError as error:
         for writer in writers:
             writer.stop(error.reason, str(error))
@@ -182,6 +145,26 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
     return observed
 
 
+def frame_of(
+    settings: TokenSettings, picture: Picture, fit: Fit, made: dict[Fit, np.ndarray]
+) -> np.ndarray:
+    """The frame of a picture; clips of one size, and windows of one scaled picture, share it."""
+    whole = Fit(fit.scaled, fit.scaled)
+    if whole not in made:
+        made[whole] = make_frame(
+            picture,
+            size=fit.scaled,
+            resampler=settings.resampler,
+            untagged=settings.untagged,
+            hdr="raw" if settings.hdr == "skip" else settings.hdr,
+            background=settings.background,
+            alpha=settings.alpha,
+        )
+    if fit not in made:
+        made[fit] = place_frame(made[whole], fit)
+    return made[fit]
+
+
 def _pictures(
     job: Job, indices: np.ndarray, pts: np.ndarray, observed: dict[str, Any]
 ) -> Iterator[Picture]:
@@ -189,8 +172,8 @@ def _pictures(
     source, settings = job.source, job.settings
 
     def decode(word: str, indices: np.ndarray, pts: np.ndarray) -> Iterator[Picture]:
-        observed["decoder"], decoder = choose_decoder(job.info, word)
-        return decoder(
+        observed["decoder"] = choose_decoder(job.info, word)
+        return decode_pictures(
             source.uri,
             info=job.info,
             indices=indices,
@@ -202,6 +185,7 @@ def _pictures(
             max_pixels=settings.max_pixels,
             trust_input=settings.trust_input,
             untagged=settings.untagged,
+            decoder=word,
         )
 
     position = 0
@@ -244,121 +228,3 @@ def _observe(job: Job, picture: Picture, observed: dict[str, Any]) -> None:
         range=colour.range,
         tagged=colour.matrix_from,
     )
-
-
-class ClipWriter:
-    """Puts the frames of one clip into tokens as they come, a grid row after the other."""
-
-    def __init__(self, clip: ClipSpec, tokens: np.ndarray, settings: TokenSettings) -> None:
-        self.clip, self.tokens, self._settings = clip, tokens, settings
-        _, height, width = clip.grid_thw
-        self.cells = height * width
-        self._samples = clip.frame_indices
-        self._next = 0
-        """The first sample that no picture has filled or passed."""
-        self._kept: list[int] = []
-        self._bad: set[int] = set()
-        """Rows that a flagged or missing frame touches."""
-        self._decoders: list[str] = []
-        self._damaged: list[int] = []
-        """Samples whose frames are flagged, and kept."""
-        self._frame: np.ndarray | None = None
-        self._reason: tuple[str, str] | None = None
-
-    def wants(self, index: int) -> bool:
-        """Whether a sample still to come takes this presentation index."""
-        place = np.searchsorted(self._samples[self._next :], index) + self._next
-        return bool(place < len(self._samples) and self._samples[place] == index)
-
-    def add(self, picture: Picture, frame: np.ndarray, decoder: str) -> None:
-        """Fill the samples that take this picture; samples passed over had none."""
-        if decoder not in self._decoders:
-            self._decoders.append(decoder)
-        size = self._settings.tubelet_size
-        while self._next < len(self._samples) and self._samples[self._next] < picture.index:
-            self._bad.add(self._next // size)
-            self._advance()
-        while self._next < len(self._samples) and self._samples[self._next] == picture.index:
-            if picture.is_corrupt and self._settings.allow_corrupt:
-                self._damaged.append(self._next)
-            elif picture.is_corrupt:
-                self._bad.add(self._next // size)
-            self._put(frame, self._next % size)
-            self._advance()
-        self._frame = frame
-
-    def stop(self, reason: str, message: str) -> None:
-        """No more pictures will come, and why."""
-        self._reason = self._reason or (reason, message)
-
-    def finish(self) -> ClipTokens:
-        """Settle the last row by the tail policy, and account for every selected frame."""
-        settings, size = self._settings, self._settings.tubelet_size
-        count, planned = self._next, len(self._samples)
-        losses: list[tuple[str, int, int, str]] = []
-        grid_t = grid_shape(
-            count,
-            self.clip.size,
-            tubelet_size=size,
-            patch_size=settings.patch_size,
-            tail=settings.tail,
-        )[0]
-        if count < planned:
-            default = ("truncated", "the pictures end before the plan does")
-            if count == 0:
-                default = ("fewer_frames_than_planned", "no planned picture could be decoded")
-            reason, message = self._reason or default
-            tokens = (self.clip.grid_thw[0] - grid_t) * self.cells
-            losses.append((reason, planned - count, tokens, message))
-        padded = max(0, grid_t * size - count)
-        if padded:
-            assert self._frame is not None, "a row was begun"
-            last = self._frame if settings.tail == "repeat" else np.zeros_like(self._frame)
-            for k in range(size - padded, size):
-                self._put(last, k)
-            self._end_row(grid_t - 1)
-        elif grid_t * size < count:
-            dropped = count - grid_t * size
-            message = f"{dropped} frames fill no tubelet of {size}"
-            losses.append(("tail_dropped", dropped, 0, message))
-        covered = min(count, grid_t * size)
-        bad = sorted(row for row in self._bad if row < grid_t)
-        if bad:
-            frames = sum(min(size, covered - row * size) for row in bad)
-            message = "frames that are damaged or missing; their grid rows are dropped"
-            losses.append(("corrupt_frames", frames, len(bad) * self.cells, message))
-        return ClipTokens(
-            grid_t=grid_t if self._kept else 0,
-            rows=np.array(self._kept, np.int32),
-            num_frames=covered,
-            padded_frames=padded,
-            losses=tuple(losses),
-            decoder=", ".join(self._decoders),
-            damaged=np.array(
-                [k for k in self._damaged if k < covered and k // size not in self._bad], np.int32
-            ),
-        )
-
-    def _advance(self) -> None:
-        self._next += 1
-        if self._next % self._settings.tubelet_size == 0:
-            self._end_row(self._next // self._settings.tubelet_size - 1)
-
-    def _end_row(self, row: int) -> None:
-        # A bad row's place is taken by the next one: rows lie one after the other.
-        if row not in self._bad:
-            self._kept.append(row)
-
-    def _put(self, frame: np.ndarray, k: int) -> None:
-        start = len(self._kept) * self.cells
-        if start >= len(self.tokens):
-            # Frames past the last whole tubelet, which `tail="drop"` does not keep.
-            return
-        write_frame(
-            frame,
-            self.tokens[start : start + self.cells],
-            index_in_tubelet=k,
-            tubelet_size=self._settings.tubelet_size,
-            patch_size=self._settings.patch_size,
-            layout=self._settings.layout,
-        )

@@ -7,10 +7,13 @@ for batch in DataLoader(dataset, batch_size=4, shuffle=True, collate_fn=collate)
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from bisect import bisect_right
 from collections.abc import Sequence
+from dataclasses import replace
+from fractions import Fraction
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,18 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
+from spacepatch.distributions import Choice
+from spacepatch.drop import Drop, RandomDrop, StaticDrop, keep_random, parse_drop
 from spacepatch.errors import ShardError
+from spacepatch.normalization import Normalization, normalize_tokens
+from spacepatch.randomness import Draws
 from spacepatch.shards import DATASET, PackMembers, ShardReader, check_version
+from spacepatch.visible import Mask, parse_mask
 
 MAX_OPEN_SHARDS = 128
 """Open at once in a process: each takes a file descriptor, of which macOS grants 256."""
 
-STACKED = ("tokens", "segment_ids", "positions", "seconds")
+STACKED = ("tokens", "segment_ids", "positions", "seconds", "run_lengths", "visible")
 """Tensors of one row a token: of one shape in all padded packs."""
 
 
@@ -42,7 +50,15 @@ class PackDataset(Dataset[dict[str, Any]]):
     """Tokens in a padded pack."""
 
     def __init__(
-        self, folder: str | Path, *, padded: bool = True, split: str | None = None
+        self,
+        folder: str | Path,
+        *,
+        padded: bool = True,
+        split: str | None = None,
+        token_width: int | None = None,
+        mask: str | None = None,
+        drop: str | None = None,
+        seed: int = 0,
     ) -> None:
         """Read dataset.json; no shard is opened yet.
 
@@ -51,10 +67,18 @@ class PackDataset(Dataset[dict[str, Any]]):
             padded: fill every pack up to `pack_length` with zeros, so that packs stack to batches;
                 without it packs are as long as what they hold, for kernels that take cu_seqlens.
             split: only the packs of this split; default: all.
+            token_width: only the packs whose tokens have so many values (FlexiViT's differ);
+                default: all.
+            mask: as `--mask`, say ``random:0.75``: what a masked-prediction model sees, drawn anew
+                each epoch. Default: the mask that is stored; without one, that of the dataset's
+                settings, drawn anew each epoch; without one, none.
+            drop: as `--drop`, but not ``static``: drop tokens, drawn anew each epoch.
+            seed: of masks and drops. They go by seed, epoch and segment id alone, so they are the
+                same in any worker, batch and order.
 
         Raises:
             ShardError: the dataset is missing, unfinished, or of a newer format.
-            ValueError: there is no such split.
+            ValueError: there is no such split or width, or no such mask or drop.
         """
         self.folder = Path(folder)
         self.padded = padded
@@ -70,7 +94,25 @@ class PackDataset(Dataset[dict[str, Any]]):
             if not re.fullmatch(r"[0-9A-Za-z_-]{1,80}", str(shard["name"])):
                 raise ShardError(f"{self.folder / DATASET}: {shard['name']!r} is no shard's name")
         self._shards: list[tuple[str, int]] = [(shard["name"], shard["packs"]) for shard in shards]
-        self._starts = [0, *accumulate(packs for _, packs in self._shards)]
+        runs = [
+            (width, number, first, packs)
+            for number, shard in enumerate(shards)
+            for width, first, packs in _runs_of(shard["token_widths"])
+        ]
+        if token_width is not None:
+            widths = sorted({width for width, *_ in runs})
+            if token_width not in widths:
+                raise ValueError(f"token_width {token_width}: {self.folder} has {widths}")
+            runs = [run for run in runs if run[0] == token_width]
+        self._runs = [(number, first) for _, number, first, _ in runs]
+        """Packs of one width and shard: its place in `_shards`, and the first of them."""
+        self._starts = [0, *accumulate(packs for *_, packs in runs)]
+        self._mask = self._choose_mask(mask)
+        self._drop = None if drop is None else _read_drop(drop)
+        self._seed = seed
+        # In shared memory, so that workers see what is set after they have started.
+        self._epoch = _shared(torch.zeros((), dtype=torch.int64))
+        self._drop_rate = _shared(torch.full((), math.nan, dtype=torch.float64))
         self._readers: dict[int, ShardReader] = {}
         self._process = os.getpid()
 
@@ -81,29 +123,106 @@ class PackDataset(Dataset[dict[str, Any]]):
         """One pack of N tokens in S segments; N is `pack_length`, or without padding `num_tokens`.
 
         Returns:
-            - ``tokens``: (N, D), in the dtype of the shards.
+            - ``tokens``: (N, D), in the dtype of the shards; `normalize` makes numbers of them.
             - ``segment_ids``: (N,) int32, 1 to S, 0 = padding.
-            - ``positions``: (N, 3) int32, t, h, w of each token in the grid of its segment.
+            - ``positions``: (N, 3) int32, t, h, w of each token in the grid of its segment: true
+              whatever the order of the tokens, and whatever was dropped.
             - ``seconds``: (N,) float64, the time of each token's grid row on its video's own clock.
+            - ``run_lengths``: (N,) int32, the tubelets in time that each token stands for, where
+              the dataset was made with ``--drop static``. Padding: 0.
+            - ``visible``: (N,) bool, what the encoder sees, where there is a mask. No padding is.
             - ``cu_seqlens``: (S + 1,) int32, borders of the segments; padding is beyond the last.
             - ``max_seqlen``: int, tokens of the longest segment.
             - ``num_tokens``: int, tokens without padding.
-            - ``grid_thw``: (S, 3) int32. Rows of a grid may have been dropped, so a segment can
-              have fewer than t * h * w tokens; their positions stay true.
+            - ``grid_thw``: (S, 3) int32. Rows or tokens of a grid may have been dropped, so a
+              segment can have fewer than t * h * w tokens.
+            - ``patch``: (S, 3) int32, frames, height and width of a tubelet, without halo.
             - ``segments``: a dict a segment, as in pack.json: segment_id, source, clip, extra, ...
+              With `drop`, its offset and num_kept are those of what is left.
 
         Raises:
             IndexError: there is no such pack.
             ShardError: the shard is missing, damaged, or not the one that dataset.json lists.
         """
         index = range(len(self))[index]
-        shard = bisect_right(self._starts, index) - 1
-        pack = self._reader(shard).read(index - self._starts[shard])
+        run = bisect_right(self._starts, index) - 1
+        shard, first = self._runs[run]
+        pack = self._reader(shard).read(first + index - self._starts[run])
+        key = self._seed, int(self._epoch)
+        drop = self._current_drop()
+        if drop is not None:
+            pack = _drop_tokens(pack, drop, key)
+        if self._mask is not None:
+            pack = replace(pack, visible=_draw_visible(pack, self._mask, key))
         return _to_tensors(pack, length=self.pack_length if self.padded else len(pack.tokens))
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other masks and drops: call it before each epoch's loop over the DataLoader.
+
+        Workers learn of it, those that persist too; what they have already read stays as it is.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}, must be 0 or above")
+        self._epoch.fill_(epoch)
+
+    def set_drop_rate(self, rate: float) -> None:
+        """From now on drop this share of each segment at random, in place of what `drop` says.
+
+        For schedules such as `spacepatch.drop.drop_rate_at`. Workers learn of it as of the epoch:
+        set before the loop, it holds for the whole epoch. Within one, it holds for what no worker
+        has read yet: some num_workers * prefetch_factor batches later, and which pack is the first
+        may differ from run to run.
+
+        Args:
+            rate: in [0, 1); int(L (1 - rate)) of L tokens stay, at least 1.
+        """
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate is {rate}, must be in [0, 1)")
+        self._drop_rate.fill_(rate)
+
+    def normalize(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Make the numbers that the dataset's `normalize` setting says, from stored tokens.
+
+        Args:
+            tokens: ``(.., D)`` uint8 of one token width, on any device: a pack's, or a batch's.
+
+        Returns:
+            The same shape in float32. Zeros of padding become other numbers, which mean nothing.
+
+        Raises:
+            ValueError: the tokens are not uint8: they may be normalized already.
+        """
+        if tokens.dtype != torch.uint8:
+            raise ValueError(f"tokens are {tokens.dtype}: normalize takes them as stored, uint8")
+        constants = self.document["constants"]
+        fields = {name: value for name, value in constants["normalize"].items() if name != "name"}
+        made = normalize_tokens(
+            tokens.reshape(-1, tokens.shape[-1]),
+            constants=Normalization(**fields),
+            channels=constants["channels"],
+            layout=self.document["settings"]["layout"],
+        )
+        return made.view(tokens.shape)
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map cannot be pickled; a worker opens its own.
         return self.__dict__ | {"_readers": {}}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A worker gets the memory itself; a plain pickle made a copy, for workers of its own.
+        _shared(self._epoch)
+        _shared(self._drop_rate)
+
+    def _choose_mask(self, given: str | None) -> Mask | None:
+        stored = "visible.npy" in self.document["members"]
+        if given is None and not stored:
+            given = self.document["settings"]["mask"]
+        return None if given is None else parse_mask(given)
+
+    def _current_drop(self) -> Drop | None:
+        rate = float(self._drop_rate)
+        return self._drop if math.isnan(rate) else RandomDrop(Choice((Fraction(rate),)))
 
     def _reader(self, shard: int) -> ShardReader:
         if self._process != os.getpid():
@@ -128,9 +247,19 @@ def collate(packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Make a batch of padded packs, as `DataLoader(..., collate_fn=collate)`.
 
     Returns:
-        tokens (B, N, D), segment_ids (B, N), positions (B, N, 3) and seconds (B, N) as tensors;
-        the others, whose shapes differ from pack to pack, as lists with one entry a pack.
+        tokens (B, N, D), segment_ids (B, N), positions (B, N, 3), seconds (B, N), and where packs
+        have them run_lengths and visible (B, N), as tensors; the others, whose shapes differ from
+        pack to pack, as lists with one entry a pack.
+
+    Raises:
+        ValueError: the tokens of the packs differ in width.
     """
+    widths = sorted({pack["tokens"].shape[1] for pack in packs})
+    if len(widths) > 1:
+        raise ValueError(
+            f"packs of tokens of {widths} values make no batch: "
+            "PackDataset(.., token_width=..) has those of one width"
+        )
     return {
         name: torch.stack([pack[name] for pack in packs])
         if name in STACKED
@@ -154,6 +283,60 @@ def _read_dataset(folder: Path) -> dict[str, Any]:
     return document  # type: ignore[no-any-return]
 
 
+def _runs_of(token_widths: list[list[int]]) -> list[tuple[int, int, int]]:
+    """(width, first pack, packs) of a shard, from its [width, packs]."""
+    firsts = [0, *accumulate(packs for _, packs in token_widths)]
+    return [
+        (width, first, packs) for (width, packs), first in zip(token_widths, firsts, strict=False)
+    ]
+
+
+def _read_drop(text: str) -> Drop:
+    drop = parse_drop(text)
+    if isinstance(drop, StaticDrop):
+        raise ValueError(
+            f"drop {text!r}: what stands still is found in frames, when they are cut: "
+            f"spacepatch tokenize --drop {drop}"
+        )
+    return drop
+
+
+def _drop_tokens(pack: PackMembers, drop: Drop, key: tuple[int, int]) -> PackMembers:
+    """What is left of a pack, in the order that it was in; at least one token of each segment."""
+    table = pack.segments.copy()
+    described, kept, length = [], [], 0
+    for row, segment in zip(table, pack.document["segments"], strict=True):
+        offset, num_tokens = row[:2].tolist()
+        identity = segment["segment_id"]
+        num_kept = drop.draw(Draws(*key, identity, "drop")).num_kept(num_tokens)
+        kept.append(offset + keep_random(num_tokens, num_kept, draws=Draws(*key, identity, "keep")))
+        row[:2] = length, num_kept
+        described.append(segment | {"offset": length, "num_kept": num_kept})
+        length += num_kept
+    index = np.concatenate(kept)
+    return replace(
+        pack,
+        tokens=pack.tokens[index],
+        segments=table,
+        segment_ids=pack.segment_ids[index],
+        positions=pack.positions[index],
+        run_lengths=None if pack.run_lengths is None else pack.run_lengths[index],
+        visible=None if pack.visible is None else pack.visible[index],
+        document=pack.document | {"segments": described},
+    )
+
+
+def _draw_visible(pack: PackMembers, mask: Mask, key: tuple[int, int]) -> np.ndarray:
+    """``(N,)`` bool: a mask over the whole grid of each segment, at the tokens that there are."""
+    visible = []
+    for row, segment in zip(pack.segments.tolist(), pack.document["segments"], strict=True):
+        offset, num_kept, *grid = row[:5]
+        drawn = mask.visible(tuple(grid), Draws(*key, segment["segment_id"], "mask"))
+        places = pack.positions[offset : offset + num_kept].astype(np.int64)
+        visible.append(drawn.reshape(grid)[tuple(places.T)])
+    return np.concatenate(visible)
+
+
 def _to_tensors(pack: PackMembers, *, length: int) -> dict[str, Any]:
     described = pack.document["segments"]
     grids, lengths = pack.segments[:, 2:5], pack.segments[:, 1]
@@ -162,17 +345,33 @@ def _to_tensors(pack: PackMembers, *, length: int) -> dict[str, Any]:
     row_seconds = np.concatenate([segment["seconds"] for segment in described])
     seconds = row_seconds[first_row + pack.positions[:, 0]]
     borders = np.concatenate([[0], np.cumsum(lengths)])
+    # Not every dataset has them.
+    optional = {
+        name: _padded(array, length, dtype)
+        for name, array, dtype in (
+            ("run_lengths", pack.run_lengths, np.int32),
+            ("visible", pack.visible, np.bool_),
+        )
+        if array is not None
+    }
     return {
         "tokens": _padded(pack.tokens, length, pack.tokens.dtype),
         "segment_ids": _padded(pack.segment_ids, length, np.int32),
         "positions": _padded(pack.positions, length, np.int32),
         "seconds": _padded(seconds, length, np.float64),
+        **optional,
         "cu_seqlens": torch.from_numpy(borders.astype(np.int32)),
         "max_seqlen": int(lengths.max()),
         "num_tokens": len(pack.tokens),
         "grid_thw": torch.from_numpy(grids.astype(np.int32)),
+        "patch": torch.from_numpy(pack.segments[:, 5:8].astype(np.int32)),
         "segments": described,
     }
+
+
+def _shared(value: torch.Tensor) -> torch.Tensor:
+    """The same tensor, whose memory the processes that it is handed to have too."""
+    return value.share_memory_()  # type: ignore[no-any-return, no-untyped-call]
 
 
 def _padded(array: np.ndarray, length: int, dtype: Any) -> torch.Tensor:

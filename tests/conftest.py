@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
-from decoding import BARS, BITS, MAKERS, run
+from numbered_clips import ClipOf, make_numbered
 from small_runs import LOADED, make_dataset
 
 if TYPE_CHECKING:
@@ -85,15 +85,17 @@ def spacepatch_cli() -> SpacepatchCli:
 
 
 @pytest.fixture(scope="session")
-def numbered(tmp_path_factory: pytest.TempPathFactory, ffmpeg: str) -> Path:
-    """A folder of videos of 560 frames, each with its number in it as ten bars."""
-    folder = tmp_path_factory.mktemp("numbered")
-    plain = folder / "plain.nut"
-    source = ["-f", "lavfi", "-i", f"color=s={BITS * 8}x32:r=25:d=22.4,{BARS}"]
-    run(ffmpeg, "-v", "error", *source, "-c:v", "ffv1", plain)
-    for name, options in MAKERS.items():
-        run(ffmpeg, "-v", "error", "-i", plain, *options.split(), "-an", folder / name)
-    return folder
+def clip_of(ffmpeg: str, tmp_path_factory: pytest.TempPathFactory) -> ClipOf:
+    """Return a function that makes a clip of numbered frames by its name, once."""
+    folder = tmp_path_factory.mktemp("numbers")
+
+    def clip(name: str) -> Path:
+        path = folder / name
+        if not path.exists():
+            make_numbered(ffmpeg, name, path, clip)
+        return path
+
+    return clip
 
 
 @pytest.fixture(scope="session")

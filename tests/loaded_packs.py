@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import numpy as np
 import torch
 
 
@@ -24,3 +31,23 @@ def segments_of(pack: dict):
 def make_ids(lengths, padding) -> torch.Tensor:
     ids = [place for place, length in enumerate(lengths, 1) for _ in range(length)]
     return torch.tensor(ids + [0] * padding, dtype=torch.int32)
+
+
+def read_plainly(folder: Path) -> list[dict]:
+    """Each pack by tarfile, numpy and json: from member (`tokens`) to content."""
+    packs: dict[str, dict] = {}
+    for path in sorted(folder.glob("*.tar")):
+        with tarfile.open(path) as tar:
+            for info in tar:
+                key, member, extension = info.name.split(".")
+                content = tar.extractfile(info).read()
+                read = np.load(io.BytesIO(content)) if extension == "npy" else json.loads(content)
+                packs.setdefault(key, {})[member] = read
+    return list(packs.values())
+
+
+def drawn_order(num: int, *key: object) -> np.ndarray:
+    """0 .. num - 1 in the order of the words of a Philox generator of this key."""
+    digest = hashlib.blake2b("\0".join(map(str, key)).encode(), digest_size=16).digest()
+    words = np.random.Philox(key=np.frombuffer(digest, "<u8")).random_raw(num)
+    return np.array(sorted(range(num), key=lambda place: (words[place], place)))

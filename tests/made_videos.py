@@ -7,13 +7,32 @@ import numpy as np
 from hypothesis import strategies as st
 
 from spacepatch.clips import ClipLoss, choose_clips
-from spacepatch.data import ClipSpec, Part, VideoInfo
+from spacepatch.data import ClipSpec, Fit, Part, VideoInfo
+from spacepatch.sampling import OF_EACH_CLIP
+from spacepatch.views import View
 
 MILLISECOND = Fraction(1, 1000)
 NTSC = Fraction(1001, 30_000)
 SIZE = (32, 48)
 CELLS = 6  # tokens a grid row of SIZE in patches of 16 x 16
 SHAPE = {"sizes": (SIZE,), "patch_size": (16, 16)}
+
+
+def plain_view(
+    value: Fraction | int, *, tubelet_size: int = 2, patch_size: tuple[int, int] = (16, 16)
+) -> View:
+    """A view with nothing random in it."""
+    return View(
+        number=0,
+        value=Fraction(value),
+        shift=Fraction(0),
+        tubelet_size=tubelet_size,
+        patch_size=patch_size,
+        size_value=None,
+        share=Fraction(1),
+        place=(0.0, 0.0),
+        drop=None,
+    )
 
 
 def info(
@@ -56,8 +75,20 @@ def chosen(video: VideoInfo, **changes: Any) -> tuple[list[ClipSpec], list[ClipL
         "tail": "repeat",
         "pack_length": 10**6,
         **SHAPE,
-    }
-    return choose_clips(video, **(values | changes))
+    } | changes
+    view = plain_view(
+        values.pop("sampler_value"),
+        tubelet_size=values.pop("tubelet_size"),
+        patch_size=values.pop("patch_size"),
+    )
+    sizes = dict(zip((part.display_size for part in video.parts), values.pop("sizes"), strict=True))
+    values.setdefault("views", lambda window: (view,))
+    return choose_clips(
+        video,
+        one_grid=values["sampler"] not in OF_EACH_CLIP,
+        fit=lambda size, view, num_frames: Fit(sizes[size], sizes[size]),
+        **values,
+    )
 
 
 def clips_of(video: VideoInfo, **changes: Any) -> list[ClipSpec]:

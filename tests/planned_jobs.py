@@ -8,10 +8,12 @@ from pathlib import Path
 import av
 import numpy as np
 from einops import rearrange
+from made_videos import plain_view
 
 from spacepatch.clips import choose_clips
-from spacepatch.data import ClipRange, Picture, VideoInfo
-from spacepatch.jobs import ClipTokens, Job, TokenSettings, tokens_of
+from spacepatch.clipwriter import ClipTokens, TokenSettings
+from spacepatch.data import ClipRange, Fit, Picture, VideoInfo
+from spacepatch.jobs import Job, tokens_of
 from spacepatch.probes import ProbeJob, probe_source, slim
 from spacepatch.resize import make_frame
 from spacepatch.sources import list_sources
@@ -55,28 +57,22 @@ def plan(
         source=0,
         ranges=ranges,
         sampler=sampler,
-        sampler_value=Fraction(value),
-        sizes=(SIZE,) * len(probed.info.parts),
-        tubelet_size=tubelet,
-        patch_size=PATCH,
+        views=lambda window: (plain_view(value, tubelet_size=tubelet, patch_size=PATCH),),
+        one_grid=True,
+        fit=lambda size, view, num_frames: Fit(SIZE, SIZE),
         tail=tail,
         pack_length=pack_length,
     )
     assert losses == []
-    settings = TokenSettings(
-        tubelet_size=tubelet,
-        patch_size=PATCH,
-        layout=layout,
-        tail=tail,
-        resampler=resampler,
-        token_width=token_width(tubelet, PATCH),
-    )
-    offsets = np.cumsum([0, *(clip.num_tokens for clip in clips)])[:-1]
+    settings = TokenSettings(layout=layout, tail=tail, resampler=resampler)
+    width = token_width(tubelet, PATCH)
+    offsets = np.cumsum([0, *(clip.num_tokens * width for clip in clips)])[:-1]
     job = Job(
         source=source,
         content_id=probed.content_id,
         info=slim(probed.info),
         clips=tuple(clips),
+        clip_ids=tuple(str(clip.clip) for clip in clips),
         offsets=tuple(offsets.tolist()),
         arena="",
         settings=settings,

@@ -7,6 +7,7 @@ import pytest
 
 from spacepatch.config import load_config
 from spacepatch.errors import ConfigError
+from spacepatch.presets import describe_preset
 
 
 def written(folder: Path, text: str) -> Path:
@@ -20,3 +21,8 @@ def failure(flags: dict[str, Any], **layers: Any) -> str:
         load_config(flags, **layers)
     assert "\n" not in str(error.value)
     return str(error.value)
+
+
+def needed_by(preset: str) -> dict[str, Any]:
+    """What must be given beside a preset."""
+    return {"encoder": "vae"} if "needs_encoder" in describe_preset(preset) else {}

@@ -337,20 +337,19 @@ def run_python(program: str, path: Path) -> str:
 def loop(folder: str) -> None:
     """Probe and decode each file of a folder here; prints own bytes after each quarter."""
     from spacepatch.arena import Arena
+    from spacepatch.clipwriter import TokenSettings
     from spacepatch.config import RunConfig
-    from spacepatch.jobs import Job, TokenSettings, run_job
+    from spacepatch.jobs import Job, run_job
     from spacepatch.pipeline import make_plan
     from spacepatch.probes import ProbeJob, probe_source
 
     config = RunConfig(num_frames=8, max_tokens_per_frame=64, workers=1)
     with tempfile.TemporaryDirectory(prefix="soak-") as out:
         plan = make_plan([folder], config=config, out=Path(out))
-    patch = plan.layout.tubelet_size, plan.layout.patch_size
-    words = config.layout, config.tail, config.resampler
-    settings = TokenSettings(*patch, *words, token_width=plan.layout.token_width)
+    settings = TokenSettings(config.layout, config.tail, config.resampler)
     clips = [clip for task in plan.tasks for clip in task.clips]
     clips.sort(key=lambda clip: plan.sources[clip.source].source.name)
-    largest = max(clip.num_tokens for clip in clips) * settings.token_width
+    largest = max(clip.num_tokens * settings.width_of(clip) for clip in clips)
     gc.freeze()
     with Arena(largest, folder=Path(folder)) as arena:
         for number, clip in enumerate(clips, 1):
@@ -362,6 +361,7 @@ def loop(folder: str) -> None:
                 content_id=planned.content_id,
                 info=planned.info,
                 clips=(clip,),
+                clip_ids=("",),
                 offsets=(0,),
                 arena=arena.path,
                 settings=settings,

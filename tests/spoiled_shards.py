@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import shutil
 import tarfile
 from collections import Counter
 from collections.abc import Callable
@@ -21,6 +22,14 @@ from spacepatch.shards import SEGMENTS, read_table, write_table
 
 def tars(folder: Path) -> list[Path]:
     return sorted(folder.glob("*.tar"))
+
+
+def alone(folder: Path, target: Path) -> Path:
+    """Copy the shards of a dataset, and nothing that says what was planned."""
+    for tar in tars(folder):
+        for path in folder.glob(f"{tar.stem}.*"):
+            shutil.copy(path, target)
+    return target
 
 
 def edit_json(path: Path, change: Callable[[Any], None]) -> None:
@@ -78,6 +87,15 @@ class Shard:
             content = buffer.getvalue()
         place = self.place(name)
         self.members[place] = (self.members[place][0], content)
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Of segments.parquet, those of this pack."""
+        return [row for row in read_table(self.table) if row["pack"] == self.pack]
+
+    def crc32c(self, row: dict[str, Any]) -> int:
+        """Of the tokens of one segment."""
+        tokens = self.array("tokens.npy")[row["offset"] : row["offset"] + row["num_kept"]]
+        return int(crc32c(tokens.tobytes()))
 
     def edit_rows(self, change: Callable[[list[Any]], None]) -> None:
         """Change rows of this pack, and pack.json with them."""
@@ -168,5 +186,61 @@ def unfinish(folder: Path) -> None:
     tars(folder)[0].with_suffix(".json").unlink()
 
 
+Mutations = dict[str, tuple[Callable[[Shard], None], str, str]]
+"""By name: what spoils a dataset, the file that must be named, and what must be said."""
+
+
 def found(problems: list[Problem], where: str, what: str) -> bool:
     return any(where in problem.where and what in problem.what for problem in problems)
+
+
+# --- changes, each of which mends the checksums -------------------------------------------------
+
+
+def in_array(name: str, change: Callable[[np.ndarray, Any], None]) -> Callable[[Shard], None]:
+    """Change a member; `change` is given it and the row of the largest segment of the pack."""
+
+    def mutate(shard: Shard) -> None:
+        array = shard.array(name)
+        change(array, max(shard.rows(), key=lambda row: row["num_kept"]))
+        shard.put(name, array)
+        shard.seal()
+
+    return mutate
+
+
+def in_row(**values: Any) -> Callable[[Shard], None]:
+    """Change the largest segment of a pack; a function gives the new value from the row."""
+
+    def mutate(shard: Shard) -> None:
+        def change(rows: list[Any]) -> None:
+            row = max(rows, key=lambda row: row["num_kept"])
+            row.update(
+                {key: value(row) if callable(value) else value for key, value in values.items()}
+            )
+
+        shard.edit_rows(change)
+        shard.seal()
+
+    return mutate
+
+
+def in_pack(change: Callable[[Any], None]) -> Callable[[Shard], None]:
+    """Change pack.json."""
+
+    def mutate(shard: Shard) -> None:
+        document = json.loads(shard.members[shard.place("pack.json")][1])
+        change(document)
+        shard.put("pack.json", json.dumps(document, sort_keys=True).encode())
+        shard.seal()
+
+    return mutate
+
+
+def in_receipt(change: Callable[[Any], None]) -> Callable[[Shard], None]:
+    return lambda shard: edit_json(shard.receipt, change)
+
+
+def in_document(name: str, change: Callable[[Any], None]) -> Callable[[Shard], None]:
+    """Change dataset.json or plan.json."""
+    return lambda shard: edit_json(shard.folder / name, change)

@@ -11,9 +11,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import av
 import pyarrow.parquet as parquet
 import pytest
+from agreeing import packets_agree
 
 from spacepatch.inspection import summarize, verify
 
@@ -118,28 +118,6 @@ def test_what_packets_promise_and_the_decoder_holds_is_written_exactly_as_planne
     for name in agreeing:
         assert tokens[name] == planned[name] > 0, name
         assert name not in lost, name
-
-
-def packets_agree(path: Path) -> bool:
-    """Whether the times of the packets that are shown are those of the decoded frames."""
-    av.logging.set_level(None)
-    try:
-        with av.open(f"file:{path}", metadata_errors="ignore") as container:
-            stream = container.streams.best("video")
-            if stream is None:
-                return False
-            packets = [p for p in container.demux(stream) if p.size]
-            times = sorted(p.pts for p in packets if not p.is_discard and p.pts is not None)
-            index = stream.index
-        with av.open(f"file:{path}", metadata_errors="ignore") as container:
-            stream = container.streams[index]
-            frames = []
-            for packet in [p for p in container.demux(stream) if p.size]:
-                frames += stream.codec_context.decode(packet)
-            frames += stream.codec_context.decode(None)
-            return sorted(f.pts for f in frames if f.pts is not None) == times
-    except av.error.FFmpegError:
-        return False
 
 
 def test_the_sums_of_inspect_are_those_of_the_table(dataset: Path) -> None:

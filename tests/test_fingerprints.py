@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from typing import Any
 
 import pytest
 
@@ -55,6 +56,26 @@ OTHER = {
     "max_pixels": 3000,
     "worker_memory": "3GB",
     "patch": "3x3x3",
+    "stride": 3,
+    "keyframes": True,
+    "sampler": "nearest",
+    "random_offset": True,
+    "video_pixels": "3..4",
+    "resolution": "3",
+    "multiple": 3,
+    "fit": "pad",
+    "crop": "32x48",
+    "buckets": "4:3",
+    "random_crop": "0.3",
+    "halo": 3,
+    "views": "3",
+    "drop": "tokens:3",
+    "kind": "codes",
+    "encoder": "vq",
+    "order": "merge 3 x 3",
+    "mask": "tube:0.3",
+    "store_mask": True,
+    "normalize": "clip",
     "layout": "t p q c",
     "tail": "pad",
     "pack_length": 3,
@@ -74,7 +95,16 @@ OTHER = {
     "timeout": 3.0,
     "max_losses": "3",
 }
-NEEDS = {"clip_stride": {"clip_seconds": "9"}, "window": {"packer": "first-fit"}}
+NEEDS: dict[str, dict[str, Any]] = {
+    "clip_stride": {"clip_seconds": "9"},
+    "window": {"packer": "first-fit"},
+    "crop": {"short_side": 48},
+    "buckets": {"resolution": "64"},
+    "order": {"multiple": 3},
+    "store_mask": {"mask": "tube:0.9"},
+    "kind": {"kind": "latents", "encoder": "vae"},
+    "encoder": {"kind": "latents", "encoder": "vae"},
+}
 PARTS = ("token", "layout", "selection", "seed")
 
 
@@ -98,6 +128,12 @@ def test_what_shapes_no_byte_is_in_no_fingerprint(key: str) -> None:
     [
         ("fps", "token"),
         ("patch", "token"),
+        ("multiple", "token"),
+        ("drop", "token"),
+        ("layout", "layout"),
+        ("order", "layout"),
+        ("mask", "layout"),
+        ("normalize", "layout"),
         ("resampler", "token"),
         ("tail", "token"),
         ("pack_length", "layout"),

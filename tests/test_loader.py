@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import io
 import json
-import tarfile
 import zlib
 from bisect import bisect_right
 from collections import Counter
@@ -19,7 +18,7 @@ import pytest
 import torch
 import webdataset
 from crc32c import crc32c
-from loaded_packs import assert_same, segments_of
+from loaded_packs import assert_same, read_plainly, segments_of
 from small_runs import LOADED, make_dataset
 
 from spacepatch import loader
@@ -41,19 +40,6 @@ def compact_folder(part_damaged, tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def plain_packs(packed_folder) -> list[dict]:
     return read_plainly(packed_folder)
-
-
-def read_plainly(folder: Path) -> list[dict]:
-    """Each pack by tarfile, numpy and json: from member (`tokens`) to content."""
-    packs: dict[str, dict] = {}
-    for path in sorted(folder.glob("*.tar")):
-        with tarfile.open(path) as tar:
-            for info in tar:
-                key, member, extension = info.name.split(".")
-                content = tar.extractfile(info).read()
-                read = np.load(io.BytesIO(content)) if extension == "npy" else json.loads(content)
-                packs.setdefault(key, {})[member] = read
-    return list(packs.values())
 
 
 def count_tokens(arrays) -> Counter:
@@ -133,6 +119,7 @@ def test_ids_positions_and_borders_agree_with_the_stored_tables(pack_dataset, pl
         assert pack["cu_seqlens"][-1] == kept
         assert pack["max_seqlen"] == max(table[:, 1])
         assert np.array_equal(pack["grid_thw"].numpy(), table[:, 2:5])
+        assert np.array_equal(pack["patch"].numpy(), table[:, 5:8])
 
 
 def test_a_pack_has_the_dtypes_and_shapes_that_are_promised(pack_dataset) -> None:
@@ -149,6 +136,7 @@ def test_a_pack_has_the_dtypes_and_shapes_that_are_promised(pack_dataset) -> Non
         "seconds": (torch.float64, (n,)),
         "cu_seqlens": (torch.int32, (s + 1,)),
         "grid_thw": (torch.int32, (s, 3)),
+        "patch": (torch.int32, (s, 3)),
     }
     assert type(pack["max_seqlen"]) is type(pack["num_tokens"]) is int
 

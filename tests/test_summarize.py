@@ -10,7 +10,8 @@ from pathlib import Path
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import pytest
-from small_runs import DATASET
+from conftest import SpacepatchCli
+from small_runs import DATASET, make_dataset
 from spoiled_shards import edit_json, found, tars, unfinish
 
 from spacepatch.config import load_config
@@ -42,12 +43,73 @@ def test_a_summary_agrees_with_dataset_json(pristine: Path) -> None:
     document = json.loads((pristine / "dataset.json").read_text())
     for key, value in summary["totals"].items():
         assert value == document["totals"][key], key
-    assert [{k: v for k, v in s.items() if k != "fill"} for s in summary["shards"]] == [
-        {key: entry[key] for key in ("name", "split", "packs", "segments", "tokens", "bytes")}
-        for entry in document["shards"]
-    ]
+    shards = [{k: v for k, v in entry.items() if k != "fill"} for entry in summary["shards"]]
+    assert shards == document["shards"]
     assert summary["settings"] == document["settings"]
     assert summary["environment"] == document["environment"]
+
+
+@pytest.fixture(scope="module")
+def varied(part_damaged: list[Path], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of several patches and views, of which tokens were dropped and frames lost."""
+    return make_dataset(
+        part_damaged,
+        tmp_path_factory.mktemp("varied") / "out",
+        fps="4",
+        patch="2x16x16,1x32x32",
+        views="all",
+        drop="random:uniform:0.2..0.8",
+        mask="tube:0.9",
+        normalize="imagenet",
+    )
+
+
+def test_dropped_tokens_are_those_of_the_rows_that_are_there(varied: Path) -> None:
+    kept = there = 0
+    for row in read_table(varied / "segments.parquet"):
+        frames = range(len(row["frame_pts"]))
+        rows = {frame // row["tubelet_size"] for frame in frames}
+        # A lost row takes all of its frames along, and only the last one has fewer.
+        lost = -(-row["corrupt_frames"] // row["tubelet_size"])
+        there += (len(rows) - lost) * row["grid_thw"][1] * row["grid_thw"][2]
+        kept += row["num_kept"]
+    assert summarize(varied)["drop"] == {
+        "policy": "random:uniform:0.2..0.8",
+        "kept_tokens": kept,
+        "dropped_tokens": there - kept,
+    }
+    assert 0.3 < kept / there < 0.7
+
+
+def test_nothing_dropped_is_none_dropped(pristine: Path) -> None:
+    drop = summarize(pristine)["drop"]
+    assert drop["policy"] is None
+    assert drop["dropped_tokens"] == 0
+    assert drop["kept_tokens"] == summarize(pristine)["totals"]["tokens"]
+
+
+def test_patches_views_and_widths_are_those_of_the_segments(varied: Path) -> None:
+    segments = read_table(varied / "segments.parquet")
+    summary = summarize(varied)
+    for entry in summary["patches"]:
+        shape = entry["tubelet_size"], entry["patch_size"]
+        same = [row for row in segments if (row["tubelet_size"], row["patch_size"]) == shape]
+        assert len(same) == entry["segments"]
+    assert len(summary["patches"]) == summary["views"] == 2
+    assert summary["tokens"]["token_widths"] == [3072, 1536]
+    packs = [pair for shard in summary["shards"] for pair in shard["token_widths"]]
+    assert sum(count for _, count in packs) == summary["totals"]["packs"]
+    assert {width for width, _ in packs} == {3072, 1536}
+
+
+def test_inspect_shows_what_tokens_are(varied: Path, spacepatch_cli: SpacepatchCli) -> None:
+    said = spacepatch_cli("inspect", varied).stdout
+    assert "1x32x32 (" in said
+    assert "3072, 1536 x uint8 a token" in said
+    assert "views     2" in said
+    assert "%) by random:uniform:0.2..0.8" in said
+    assert "mask      tube:0.9, made by the loader" in said
+    assert "normalize imagenet" in said
 
 
 def test_histograms_count_every_segment_once(pristine: Path) -> None:

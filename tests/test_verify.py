@@ -107,12 +107,13 @@ def test_a_task_that_lost_everything_is_clean(spoilable: Path) -> None:
             "stage": "decode",
             "reason": "crash",
             "num_frames": len(clip.frame_pts),
-            "num_tokens": clip.num_tokens,
+            "num_tokens": clip.num_kept,
             "message": "the worker died",
         }
         for clip in task.clips
     ]
     lost = {"packs": 0, "segments": 0, "tokens": 0, "files": {}, "pack_crc32c": [], "observed": {}}
+    lost |= {"pack_token_widths": []}
     edit_json(tar.with_suffix(".json"), lambda d: d.update(lost, losses=losses))
     for suffix in (".tar", ".index.npy", ".segments.parquet"):
         (spoilable / f"{tar.stem}{suffix}").unlink()

@@ -135,6 +135,13 @@ def json_differs(shard: Shard) -> None:
     shard.seal()
 
 
+def json_of_another_store(shard: Shard) -> None:
+    document = json.loads(shard.members[shard.place("pack.json")][1])
+    document["store"] = "refs"
+    shard.put("pack.json", json.dumps(document).encode())
+    shard.seal()
+
+
 def json_torn(shard: Shard) -> None:
     shard.put("pack.json", shard.members[shard.place("pack.json")][1][:-5])
     shard.seal()
@@ -200,6 +207,18 @@ def other_id(row: dict[str, Any]) -> None:
 
 def other_source(row: dict[str, Any]) -> None:
     row["source"] = "elsewhere.mp4"
+
+
+def rate_that_is_no_number(row: dict[str, Any]) -> None:
+    row["sampled_fps"] = float("nan")
+
+
+def other_decoder(row: dict[str, Any]) -> None:
+    row["decoder"] = "vlc"
+
+
+def damaged_frames(row: dict[str, Any]) -> None:
+    row["damaged_frames"] = 1
 
 
 def other_size(row: dict[str, Any]) -> None:
@@ -297,6 +316,14 @@ DEEP: dict[str, tuple[Callable[[Shard], None], str, str]] = {
     "repeated frames miscounted": (in_first_row(repeated_frames), ".parquet: row", "repeats 0"),
     "another segment_id": (in_first_row(other_id), ".parquet: row", "not that of its source"),
     "another source": (in_first_row(other_source), ".parquet: row", "source is 'elsewhere.mp4'"),
+    "a rate that is no number": (
+        in_first_row(rate_that_is_no_number),
+        ".parquet: row",
+        "sampled_fps is not finite",
+    ),
+    "damaged frames": (in_first_row(damaged_frames), ".parquet: row", "the settings allow none"),
+    "another decoder": (in_first_row(other_decoder), ".parquet: row", "decoder is 'vlc'"),
+    "pack.json of another store": (json_of_another_store, ".tar: pack", "store is 'refs'"),
     "another size": (in_first_row(other_size), ".parquet: row", "is not that of grid"),
     "another scale": (in_first_row(other_scale), ".parquet: row", "scale is"),
     "another offset": (in_first_row(other_offset), ".tar: pack", "offset"),

@@ -10,7 +10,18 @@ from typing import Any
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import pytest
-from spoiled_shards import Shard, edit_json, edit_rows, flip_byte, flip_token, found, seal_tables
+from spoiled_shards import (
+    Mutations,
+    Shard,
+    edit_json,
+    edit_rows,
+    flip_byte,
+    flip_token,
+    found,
+    in_document,
+    in_receipt,
+    seal_tables,
+)
 
 from spacepatch.inspection import verify
 from spacepatch.shards import LOSSES, SEGMENTS, SOURCES, read_table
@@ -48,14 +59,6 @@ def stray_tar(shard: Shard) -> None:
 
 def stray_of_another_plan(shard: Shard) -> None:
     shutil.copy(shard.receipt, shard.folder / "deadbeef-000000.json")
-
-
-def in_document(name: str, change: Callable[[Any], None]) -> Callable[[Shard], None]:
-    return lambda shard: edit_json(shard.folder / name, change)
-
-
-def in_receipt(change: Callable[[Any], None]) -> Callable[[Shard], None]:
-    return lambda shard: edit_json(shard.receipt, change)
 
 
 def in_table(
@@ -124,7 +127,7 @@ def flip_writers_name(path: Path) -> None:
     path.write_bytes(content)
 
 
-SHALLOW: dict[str, tuple[Callable[[Shard], None], str, str]] = {
+SHALLOW: Mutations = {
     "a byte of a token flipped": (flip_token, ".tar", "tokens_crc32c"),
     "a byte of a pack flipped": (flip_token, ".tar", "crc32c differs from the receipt"),
     "a byte of a tar flipped": (flip_token, ".tar", "sha256"),
@@ -165,7 +168,7 @@ SHALLOW: dict[str, tuple[Callable[[Shard], None], str, str]] = {
         "fingerprints: token",
     ),
     "layout changed": (
-        in_document("plan.json", lambda d: d["layout"].update(tubelet_size=4)),
+        in_document("plan.json", lambda d: d["layout"].update(halo=4)),
         "plan.json",
         "layout is not",
     ),

@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from spacepatch import __version__
-from spacepatch.cli import doctor, inspect, plan, probe, tokenize, verify
+from spacepatch.cli import convert, doctor, inspect, plan, presets, probe, tokenize, verify
 from spacepatch.cli.saying import say
 from spacepatch.errors import ConfigError, SpacepatchError
 
@@ -27,9 +27,10 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (tokenize, plan, probe, inspect, verify, doctor):
+for module in (tokenize, plan, convert, probe, inspect, verify, doctor):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, epilog=module.EXAMPLE)(module.command)
+app.add_typer(presets.app, name="presets")
 
 
 def _show_version(wanted: bool) -> None:

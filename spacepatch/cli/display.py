@@ -89,9 +89,13 @@ class RunProgress:
     def _on_probed(self, done: int, total: int) -> None:
         self._show("planning", done, total, f"{done}/{total} sources")
 
+    def on_shard(self, done: int, total: int) -> None:
+        """Of a conversion."""
+        self._show("converting", done, total, f"{done}/{total} shards")
+
     def _on_start(self, plan: Plan, pending: Sequence[Task]) -> None:
         self._pack_length = plan.layout.pack_length
-        self._planned = sum(clip.num_tokens for task in pending for clip in task.clips)
+        self._planned = sum(clip.num_kept for task in pending for clip in task.clips)
         self._num_sources = len({clip.source for task in pending for clip in task.clips})
         self._start = time.monotonic()
         if not pending:
@@ -102,7 +106,8 @@ class RunProgress:
                 self._task = None
             self._live.console.print(
                 f"plan: {len(plan.sources)} sources, {plan.num_clips} clips, "
-                f"{plan.num_tokens:,} tokens, {len(plan.tasks)} shards"
+                f"{'<= ' if plan.is_bound else ''}{plan.num_tokens:,} tokens, "
+                f"{len(plan.tasks)} shards"
                 + (f", {len(pending)} left to do" if len(pending) < len(plan.tasks) else "")
             )
         self._refresh(0)
@@ -183,6 +188,9 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
         print_json(figures)
         return
+    totals = figures["totals"]
+    # Static tubelets are known when they are seen: until then, the most that there can be.
+    most = "<= " if totals["is_bound"] else ""
     rows = []
     for row in figures["sources"][:SOURCES_SHOWN]:
         lost = ", ".join(sorted({loss["reason"] for loss in row["losses"]}))
@@ -195,7 +203,7 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
                 _rates(row["source_fps"], row["sampled_fps"]),
                 f"{row['source_frames']:,} -> {row['frames']:,}",
                 row["clips"],
-                f"{row['tokens']:,}",
+                f"{most}{row['tokens']:,}",
                 lost,
             ]
         )
@@ -203,16 +211,15 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
     _table(header, rows, right={3, 4, 5, 6, 7})
     if len(figures["sources"]) > SOURCES_SHOWN:
         typer.echo(f"... and {len(figures['sources']) - SOURCES_SHOWN} more sources (--json)")
-    totals = figures["totals"]
     typer.echo("")
     typer.echo(
         f"{totals['sources']:,} sources ({totals['ignored']} files ignored), "
-        f"{totals['clips']:,} clips, {totals['frames']:,} frames, {totals['tokens']:,} tokens"
+        f"{totals['clips']:,} clips, {totals['frames']:,} frames, {most}{totals['tokens']:,} tokens"
     )
     typer.echo(
-        f"{totals['packs']:,} packs of {totals['pack_length']:,} (lower bound "
+        f"{most}{totals['packs']:,} packs of {totals['pack_length']:,} (lower bound "
         f"{totals['lower_bound']:,}), fill {totals['fill']:.2%}, {totals['shards']:,} shards, "
-        f"about {totals['bytes'] / 1e6:,.1f} MB"
+        f"{most or 'about '}{totals['bytes'] / 1e6:,.1f} MB"
     )
     typer.echo("")
     packers = [

@@ -15,6 +15,28 @@ EXAMPLE = "Example:  spacepatch inspect shards/ --json"
 BAR_WIDTH = 40
 SHARDS_SHOWN = 12
 
+FRAMES = {
+    "fps": "{} fps",
+    "num_frames": "{} frames a clip",
+    "every_frame": "every frame",
+    "stride": "stride {}",
+    "keyframes": "keyframes",
+}
+"""Which frames, by the setting that says so."""
+SIZES = {
+    "max_tokens_per_frame": "max_tokens_per_frame {}",
+    "pixels": "pixels {}",
+    "video_pixels": "video_pixels {}",
+    "resolution": "resolution {}",
+    "short_side": "short_side {}",
+    "long_side": "long_side {}",
+    "native": "native size",
+}
+"""How large they are, likewise."""
+DETAILS = ("sampler", "random_offset", "upscale", "multiple", "fit", "crop", "buckets",
+           "random_crop")  # fmt: skip
+"""Shown where they are not as they are by default."""
+
 
 def command(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="An output folder, or one .tar.")],
@@ -45,21 +67,11 @@ def _show_totals(path: Path, summary: dict[str, Any]) -> None:
         done = summary["tasks"]
         state = f", not finished: {done['done']} of {done['planned']} tasks; tokenize again"
     typer.echo(f"{path}: {summary['kind']} {summary['name']}{state}")
-    if tokens["tubelet_size"] is None:
+    if not summary["patches"]:
         return
-    patch = "x".join(str(side) for side in (tokens["tubelet_size"], *tokens["patch_size"]))
-    typer.echo(
-        f"  tokens    {tokens['kind'] or 'pixels'} {patch}, {tokens['token_width']} x "
-        f"{tokens['token_dtype']} a token, layout {tokens['layout']!r}, tail {tokens['tail']}"
-    )
+    _show_tokens(summary)
     if summary["settings"]:
-        settings = summary["settings"]
-        frames = f"{settings['fps']} fps" if settings["fps"] else "every frame"
-        if settings["num_frames"]:
-            frames = f"{settings['num_frames']} frames a clip"
-        sizes = ("max_tokens_per_frame", "pixels", "short_side", "long_side", "native")
-        size = next(f"{key} {settings[key]}" for key in sizes if settings[key])
-        typer.echo(f"  sampled   {frames}, {size}, {settings['resampler']}")
+        _show_settings(summary["settings"], is_stored="visible.npy" in tokens["members"])
     typer.echo(
         f"  held      {totals['segments']:,} segments of {totals['sources_with_segments']:,} "
         f"sources, {totals['tokens']:,} tokens"
@@ -77,6 +89,48 @@ def _show_totals(path: Path, summary: dict[str, Any]) -> None:
     error = summary["aspect_error"]
     if error["mean"] is not None:
         typer.echo(f"  aspect    error {error['mean']:.2%} on average, {error['max']:.2%} at most")
+
+
+def _show_tokens(summary: dict[str, Any]) -> None:
+    tokens, drop, patches = summary["tokens"], summary["drop"], []
+    for entry in summary["patches"]:
+        patch = "x".join(map(str, (entry["tubelet_size"], *entry["patch_size"])))
+        several = len(summary["patches"]) > 1
+        patches.append(patch + f" ({entry['segments']:,} segments)" * several)
+    widths = ", ".join(map(str, tokens["token_widths"]))
+    typer.echo(
+        f"  tokens    {tokens['kind'] or 'pixels'} {', '.join(patches)}, {widths} x "
+        f"{tokens['token_dtype']} a token, layout {tokens['layout']!r}, order {tokens['order']}, "
+        f"tail {tokens['tail']}" + f", halo {tokens['halo']}" * bool(tokens["halo"])
+    )
+    if summary["views"] > 1:
+        typer.echo(f"  views     {summary['views']}")
+    if drop["policy"] is not None:
+        whole = drop["kept_tokens"] + drop["dropped_tokens"]
+        typer.echo(
+            f"  dropped   {drop['dropped_tokens']:,} of {whole:,} tokens "
+            f"({drop['dropped_tokens'] / whole:.1%}) by {drop['policy']}"
+        )
+
+
+def _show_settings(settings: dict[str, Any], *, is_stored: bool) -> None:
+    from spacepatch.config import RunConfig
+
+    def given(texts: dict[str, str]) -> str:
+        return next(text.format(settings[key]) for key, text in texts.items() if settings[key])
+
+    fields = RunConfig.model_fields
+    details = [
+        key if settings[key] is True else f"{key} {settings[key]}"
+        for key in DETAILS
+        if settings[key] != fields[key].default
+    ]
+    shown = [given(FRAMES), given(SIZES), *details, settings["resampler"]]
+    typer.echo(f"  sampled   {', '.join(shown)}")
+    if settings["mask"] is not None:
+        where = "stored in visible.npy" if is_stored else "made by the loader"
+        typer.echo(f"  mask      {settings['mask']}, {where}")
+    typer.echo(f"  loaded    normalize {settings['normalize']}")
 
 
 def _show_shards(summary: dict[str, Any]) -> None:

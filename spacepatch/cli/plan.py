@@ -27,7 +27,7 @@ def command(
     json: Json = False,
     config: RunConfig,
 ) -> None:
-    """Count frames, tokens, packs, shards and bytes without decoding a picture."""
+    """Count frames, tokens, packs, shards and bytes from headers and packets, before decoding."""
     from spacepatch.cli import display
     from spacepatch.pipeline import make_plan
     from spacepatch.pipeline.forecast import forecast

@@ -1,14 +1,9 @@
 """Every knob of a run: checked, layered (flags > file > preset > defaults) and fingerprinted."""
 
+from spacepatch.config.fields import Fingerprint
 from spacepatch.config.layers import load_config
-from spacepatch.config.settings import (
-    EXCLUSIVE,
-    MAX_NAME,
-    SHARD_NAME,
-    Fingerprint,
-    RunConfig,
-    fingerprint_of,
-)
+from spacepatch.config.packs import MAX_NAME, SHARD_NAME
+from spacepatch.config.settings import EXCLUSIVE, RunConfig, fingerprint_of
 from spacepatch.config.values import (
     choices_of,
     fingerprint,

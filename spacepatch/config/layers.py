@@ -8,7 +8,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from spacepatch.config.settings import EXCLUSIVE, RunConfig
+from spacepatch.config.settings import COMPANIONS, EXCLUSIVE, RunConfig
 from spacepatch.errors import ConfigError
 from spacepatch.presets import load_preset, read_toml
 
@@ -35,12 +35,19 @@ def load_config(
                 near = difflib.get_close_matches(key, RunConfig.model_fields, 1, 0.4)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ConfigError(f"{where}: unknown setting {key}{hint}")
-        for group in EXCLUSIVE:
-            if any(layer.get(key) for key in group):
-                for key in group:
-                    merged.pop(key, None)
+        displaced = {
+            key
+            for group in EXCLUSIVE
+            if any(layer.get(key) for key in group)
+            for key in group
+            if merged.pop(key, None) and not layer.get(key)
+        }
         if "packer" in layer:
-            merged.pop("window", None)  # A preset's window goes with the preset's packer.
+            displaced.add("packer")
+        for companion, hosts in COMPANIONS.items():
+            # A preset's crop goes with the preset's short_side, and its window with its packer.
+            if displaced.intersection(hosts):
+                merged.pop(companion, None)
         merged.update(layer)
     try:
         return RunConfig(**merged)

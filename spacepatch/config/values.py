@@ -12,8 +12,12 @@ from typing import Any
 def choices_of(key: str) -> tuple[str, ...]:
     """The words that a setting takes; the dicts of the stages are the one list of them."""
     from spacepatch import clips, decode, packing, resize, tubelets
+    from spacepatch.normalization import NORMALIZATIONS
 
     words: dict[str, Any] = {
+        "sampler": ("display", "nearest", "qwen2-vl", "qwen3-vl", "transformers"),
+        "fit": resize.FITS,
+        "kind": ("pixels", "latents", "codes"),
         "resampler": resize.RESAMPLERS,
         "decoder": decode.DECODERS,
         "untagged": resize.UNTAGGED,
@@ -21,6 +25,7 @@ def choices_of(key: str) -> tuple[str, ...]:
         "interlaced": ("deinterlace", "keep", "skip"),
         "on_error": ("keep-prefix", "skip-video"),
         "layout": tubelets.LAYOUTS,
+        "normalize": NORMALIZATIONS,
         "tail": tubelets.TAILS,
         "long": clips.LONG_POLICIES,
         "packer": packing.PACKERS,

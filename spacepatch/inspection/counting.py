@@ -14,6 +14,7 @@ import numpy as np
 
 from spacepatch.data import RETRYABLE_REASONS
 from spacepatch.inspection.folders import read_batches
+from spacepatch.pipeline.finishing import widths_of
 from spacepatch.shards import ShardReceipt
 
 HISTOGRAMS: dict[str, tuple[float, ...]] = {
@@ -31,13 +32,12 @@ NO_VALUE = {"source_fps": "no duration", "sampled_fps": "every frame"}
 """What a segment without a value is counted as: a still picture, or a clip of all its frames."""
 
 SEGMENT_COLUMNS = (
-    "source_id split num_kept clip_start_pts clip_stop_pts time_base size source_fps sampled_fps "
-    "valid_frames aspect_error"
+    "source_id split view grid_thw num_kept clip_start_pts clip_stop_pts time_base size "
+    "tubelet_size patch_size source_fps sampled_fps valid_frames corrupt_frames aspect_error drop "
+    "decoder"
 ).split()
 
-COMMON_COLUMNS = (
-    "tubelet_size patch_size layout order tail decoder drop".split()  # the same for every segment
-)
+COMMON_COLUMNS = "layout order halo tail".split()  # the same for every segment
 
 EXAMPLES = 3
 """Sources shown of each reason of loss."""
@@ -58,6 +58,16 @@ class Counted:
     )
     """Of each histogram: its bins, then the segments without a value."""
     num_segments: int = 0
+    token_widths: set[int] = field(default_factory=set)
+    patches: Counter[tuple[int, ...]] = field(default_factory=Counter)
+    """Segments of each (frames, height, width)."""
+    decoders: Counter[str] = field(default_factory=Counter)
+    """Segments that each has read."""
+    views: set[int] = field(default_factory=set)
+    drops: set[str] = field(default_factory=set)
+    """First words of the column `drop`."""
+    dropped_tokens: int = 0
+    """Of grid rows that are there."""
     frames_written: int = 0
     aspect_error_sum: float = 0.0
     aspect_error_max: float = 0.0
@@ -81,8 +91,12 @@ class Counted:
             "tokens": receipt.tokens,
             "bytes": receipt.num_bytes,
         }
+        self.token_widths.update(receipt.pack_token_widths)
         fill = fill_of(receipt.tokens, receipt.packs, receipt.pack_length)
-        self.shards.append({"name": stem, "split": receipt.split, **entry, "fill": fill})
+        widths = widths_of(receipt)
+        self.shards.append(
+            {"name": stem, "split": receipt.split, **entry, "fill": fill, "token_widths": widths}
+        )
         self.splits[receipt.split].update(entry | {"shards": 1})
 
     def add_sources(self, table: Path) -> int:
@@ -147,6 +161,7 @@ class Counted:
         self.num_segments += len(batch)
         tokens, valid = numbers(batch, "num_kept"), numbers(batch, "valid_frames")
         self.frames_written += int(valid.sum())
+        self._add_tokens(batch)
         errors = numbers(batch, "aspect_error")
         self.aspect_error_sum += float(errors.sum())
         self.aspect_error_max = max(self.aspect_error_max, float(errors.max(initial=0.0)))
@@ -172,6 +187,22 @@ class Counted:
         for place, split in enumerate(splits.dictionary.to_pylist()):
             frames = valid[splits.indices.to_numpy() == place].sum()
             self.splits[split]["frames_written"] += int(frames)
+
+    def _add_tokens(self, batch: Any) -> None:
+        """What the tokens of some segments are, and how many are not kept."""
+        tubelets = numbers(batch, "tubelet_size")
+        shapes = np.column_stack(
+            [tubelets, batch.column("patch_size").flatten().to_numpy().reshape(-1, 2)]
+        )
+        self.patches.update(map(tuple, shapes.tolist()))
+        self.decoders.update(batch.column("decoder").to_pylist())
+        self.views.update(batch.column("view").unique().to_pylist())
+        drops = batch.column("drop").unique().to_pylist()
+        self.drops.update(drop.split(" ")[0] for drop in drops if drop)
+        grids = batch.column("grid_thw").flatten().to_numpy().reshape(-1, 3).astype(np.int64)
+        lost_rows = -(-numbers(batch, "corrupt_frames") // tubelets)
+        there = (grids[:, 0] - lost_rows) * grids[:, 1] * grids[:, 2]
+        self.dropped_tokens += int((there - numbers(batch, "num_kept")).sum())
 
     def split_counts(self) -> dict[str, Counter[str]]:
         """By split, everything that is counted; without splits there is one, named ""."""

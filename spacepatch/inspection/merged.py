@@ -17,7 +17,7 @@ from spacepatch.inspection.folders import read_batches
 from spacepatch.inspection.shard import FoundShard
 from spacepatch.inspection.tables import read_checked
 from spacepatch.packing import lower_bound
-from spacepatch.pipeline.finishing import HDR_HANDLED, handled_alpha
+from spacepatch.pipeline.finishing import HDR_HANDLED, constants_of, handled_alpha, widths_of
 from spacepatch.pipeline.planfile import Plan, PlannedSource
 from spacepatch.shards import DATASET, LOSSES, SEGMENTS, SOURCES, TABLES
 from spacepatch.shards.tables import read_arrow
@@ -29,6 +29,9 @@ REQUIRED_SOURCES = (
     "source source_root source_id split content_id bytes num_clips num_segments num_tokens "
     "frames_selected frames_written frames_lost"
 ).split()
+
+LAYOUT = "store members token_dtype token_width position_dtype pack_length".split()
+"""Of the plan's layout, in dataset.json as it is."""
 
 Found = dict[str, FoundShard | None]
 """By stem, in task order; None where there is no receipt to go by."""
@@ -328,17 +331,18 @@ def _check_dataset(
             report(f"{key} is not that of plan.json")
     if dataset.get("plans") != ["plan.parquet"]:
         report(f"plans is {dataset.get('plans')!r}")
-    settings = dataset.get("settings")
-    alpha = isinstance(settings, dict) and settings.get("alpha")
-    constants = {"scale": 255, "channels": 4 if alpha else 3}
-    if dataset.get("kind") == "pixels" and dataset.get("constants") != constants:
-        report(f"constants is {dataset.get('constants')!r}, not {constants!r}")
+    derived = _derived(dataset.get("settings"))
+    if not derived:
+        report("its settings lack some that it needs")
+    for key, value in derived.items():
+        if dataset.get(key) != value:
+            report(f"{key} is {dataset.get(key)!r}, the settings say {value!r}")
     if plan is not None:
-        layout = plan.layout
-        for key in ("store", "members", "token_dtype", "token_width", "position_dtype",
-                    "pack_length"):  # fmt: skip
-            if dataset.get(key) != getattr(layout, key):
-                report(f"{key} is {dataset.get(key)!r}, the plan says {getattr(layout, key)!r}")
+        expected = {key: getattr(plan.layout, key) for key in LAYOUT}
+        expected["token_widths"] = list(plan.layout.token_widths)
+        for key, value in expected.items():
+            if dataset.get(key) != value:
+                report(f"{key} is {dataset.get(key)!r}, the plan says {value!r}")
     shards = [(stem, shard.receipt) for stem, shard in found.items() if shard is not None]
     if len(shards) < len(found):
         return  # totals without a shard are not those of the dataset
@@ -350,6 +354,7 @@ def _check_dataset(
             "segments": receipt.segments,
             "tokens": receipt.tokens,
             "bytes": receipt.num_bytes,
+            "token_widths": widths_of(receipt),
         }
         for stem, receipt in shards
         if receipt.packs
@@ -381,3 +386,13 @@ def _check_dataset(
     for key, value in totals.items():
         if found_totals.get(key) != value:
             report(f"totals: {key} is {json.dumps(found_totals.get(key))}, recomputed {value}")
+
+
+def _derived(settings: Any) -> dict[str, Any]:
+    """What dataset.json has of its settings; nothing where those are damaged."""
+    try:
+        # As JSON has it: tuples are lists.
+        constants = json.loads(json.dumps(constants_of(settings)))
+        return {"kind": settings["kind"], "constants": constants}
+    except (KeyError, TypeError):
+        return {}

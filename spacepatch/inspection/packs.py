@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,10 @@ from crc32c import crc32c
 
 from spacepatch.errors import ShardError
 from spacepatch.inspection.findings import Findings, Report
+from spacepatch.inspection.kept import KeptRules, check_kept
+from spacepatch.inspection.segments import Row
 from spacepatch.inspection.tars import Sample
 from spacepatch.shards import ShardReceipt, check_version
-
-Row = dict[str, Any]
-"""A row of segments.parquet."""
 
 SEGMENTS = "segments.npy"
 
@@ -50,15 +49,16 @@ def check_pack(
     where: str,
     findings: Findings,
     receipt: ShardReceipt,
+    pack: int,
     rows: Sequence[Row] | None,
-    checksum: int,
+    rules: KeptRules,
     places: np.ndarray | None,
 ) -> None:
     """Report everything that is wrong with one pack.
 
     Args:
+        pack: its place in the shard.
         rows: of segments.parquet, in order; None where that is damaged.
-        checksum: what the receipt has as the pack's crc32c.
         places: ``(members, 2)`` of the index: offset and size of each member's data.
     """
     report = findings.at(where)
@@ -74,12 +74,13 @@ def check_pack(
     crc = 0
     for name in receipt.members:
         crc = crc32c(sample.contents.get(name, b""), crc)
-    if crc != checksum:
+    if crc != receipt.pack_crc32c[pack]:
         report("its crc32c differs from the receipt")
-    arrays = _arrays(sample, receipt, report)
+    width = receipt.pack_token_widths[pack]
+    arrays = _arrays(sample, receipt, width, rules, report)
     if rows is None:
         return
-    _check_document(sample, receipt, rows, report)
+    _check_document(sample, receipt, width, rows, rules, report)
     segments = arrays.get(SEGMENTS)
     if segments is None or not _check_segments(segments, receipt, rows, report):
         return
@@ -101,10 +102,12 @@ def check_pack(
         expected = np.repeat(np.arange(1, len(rows) + 1), segments[:, 1])
         if not np.array_equal(ids, expected):
             report(f"segment_ids.npy is not 1 to {len(rows)}, each as often as it has tokens")
-    _check_raster(arrays, rows, at)
+    check_kept(arrays, rows, rules=rules, at=at)
 
 
-def _arrays(sample: Sample, receipt: ShardReceipt, report: Report) -> dict[str, np.ndarray]:
+def _arrays(
+    sample: Sample, receipt: ShardReceipt, width: int, rules: KeptRules, report: Report
+) -> dict[str, np.ndarray]:
     """The npy members that are as declared."""
     arrays: dict[str, np.ndarray] = {}
     for name in receipt.members:
@@ -122,14 +125,16 @@ def _arrays(sample: Sample, receipt: ShardReceipt, report: Report) -> dict[str, 
         return {}
     num_tokens = int(segments[:, 1].sum(dtype=np.int64))
     shapes = {
-        "tokens.npy": (num_tokens, receipt.token_width),
+        "tokens.npy": (num_tokens, width),
         "positions.npy": (num_tokens, 3),
         SEGMENTS: segments.shape,
     }
+    expected = {**DTYPES, "tokens.npy": (receipt.token_dtype,)}
+    if rules.origin.plan is not None:
+        expected["positions.npy"] = (rules.origin.plan.layout.position_dtype,)
     for name, array in list(arrays.items()):
         shape = shapes.get(name, (num_tokens,))
-        dtypes = (receipt.token_dtype,) if name == "tokens.npy" else DTYPES.get(name)
-        dtypes = dtypes or (str(array.dtype),)
+        dtypes = expected.get(name, (str(array.dtype),))
         if array.shape != shape or str(array.dtype) not in dtypes:
             report(f"{name} is {array.dtype} {array.shape}, not {' or '.join(dtypes)} {shape}")
             del arrays[name]
@@ -169,7 +174,12 @@ def _check_segments(
 
 
 def _check_document(
-    sample: Sample, receipt: ShardReceipt, rows: Sequence[Row], report: Report
+    sample: Sample,
+    receipt: ShardReceipt,
+    width: int,
+    rows: Sequence[Row],
+    rules: KeptRules,
+    report: Report,
 ) -> None:
     content = sample.contents.get("pack.json")
     if content is None:
@@ -183,9 +193,12 @@ def _check_document(
     except (ValueError, RecursionError, AttributeError):
         report("pack.json is damaged")
         return
+    plan = rules.origin.plan
     constants = {
+        "format_version": receipt.format_version,
+        "store": plan.layout.store if plan is not None else document.get("store"),
         "pack_length": receipt.pack_length,
-        "token_width": receipt.token_width,
+        "token_width": width,
         "token_dtype": receipt.token_dtype,
         "order": rows[0]["order"] if rows else None,
     }
@@ -212,39 +225,6 @@ def _extra(row: Row) -> Any:
         return json.loads(row["extra"])
     except (ValueError, RecursionError):
         return row["extra"]
-
-
-def _check_raster(
-    arrays: dict[str, np.ndarray], rows: Sequence[Row], at: Callable[[int], Report]
-) -> None:
-    """The kept cells of each segment's grid, and the frames that they stand for."""
-    name = "positions.npy" if "positions.npy" in arrays else "kept.npy"
-    if name not in arrays:
-        return
-    for place, row in enumerate(rows):
-        report = at(place)
-        cells = arrays[name][row["offset"] : row["offset"] + row["num_kept"]].astype(np.int64)
-        grid_t, grid_h, grid_w = row["grid_thw"]
-        bounds = np.array(row["grid_thw"] if name == "positions.npy" else grid_t * grid_h * grid_w)
-        if (cells < 0).any() or (cells >= bounds).any():
-            report(f"{name} lies outside the grid {tuple(row['grid_thw'])}")
-            continue
-        if name == "positions.npy":
-            cells = (cells[:, 0] * grid_h + cells[:, 1]) * grid_w + cells[:, 2]
-        if (np.diff(cells) <= 0).any():
-            report(f"{name} is not in raster order (t, then h, then w)")
-            continue
-        # In order, without repeats, inside the grid: as many as the grid has are the whole grid.
-        if row["drop"] is not None:
-            continue
-        kept_rows = np.unique(cells // (grid_h * grid_w))
-        if len(kept_rows) * grid_h * grid_w != len(cells):
-            report(f"{name} keeps parts of grid rows, though nothing was dropped")
-            continue
-        size = row["tubelet_size"]
-        frames = np.minimum(size, len(row["frame_pts"]) - kept_rows * size).sum()
-        if frames != row["valid_frames"]:
-            report(f"its grid rows hold {frames} frames, valid_frames says {row['valid_frames']}")
 
 
 def read_npy(content: bytes) -> np.ndarray:

@@ -25,7 +25,7 @@ def read_sound_receipt(path: Path) -> ShardReceipt:
 def receipt_faults(receipt: ShardReceipt) -> list[str]:
     """What makes a receipt unusable: fields of other kinds than the format says."""
     faults = []
-    for key in ("task", "packs", "segments", "tokens", "token_width", "pack_length"):
+    for key in ("task", "packs", "segments", "tokens", "pack_length"):
         value = getattr(receipt, key)
         if type(value) is not int or value < 0:
             faults.append(f"{key} is {value!r}, not a count")
@@ -38,6 +38,7 @@ def receipt_faults(receipt: ShardReceipt) -> list[str]:
         faults.append("members is no list of names")
     if not _is_list(receipt.pack_crc32c, int) or len(receipt.pack_crc32c) != receipt.packs:
         faults.append("pack_crc32c is not one number a pack")
+    faults += _width_faults(receipt)
     entries = receipt.files.values() if isinstance(receipt.files, dict) else [None]
     if not all(
         isinstance(entry, dict)
@@ -59,6 +60,18 @@ def receipt_faults(receipt: ShardReceipt) -> list[str]:
         if not all(isinstance(loss.get(key), str) for key in texts):
             faults.append("a loss does not name its source and message")
     return faults
+
+
+def _width_faults(receipt: ShardReceipt) -> list[str]:
+    widths = receipt.pack_token_widths
+    if not _is_list(widths, int) or len(widths) != receipt.packs or min(widths, default=1) < 1:
+        return ["pack_token_widths is not one number of values a pack"]
+    if widths != sorted(widths, reverse=True):
+        return [f"pack_token_widths is {widths}, not the widest first"]
+    width = receipt.token_width
+    if width is not None and (type(width) is not int or {*widths, width} != {width}):
+        return [f"token_width is {width!r}, pack_token_widths is {widths}"]
+    return []
 
 
 def _is_list(value: Any, kind: type) -> bool:

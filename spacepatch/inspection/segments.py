@@ -1,21 +1,23 @@
-"""Check what a row of segments.parquet says: of itself, and of the clip that was planned."""
+"""Check what a row of segments.parquet says: against itself, and against the settings."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
-from collections import Counter, defaultdict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
-from spacepatch.data import ClipSpec, Task
+from spacepatch.distributions import NUMBER
+from spacepatch.drop import Drawn, DrawnRate, DrawnStatic, DrawnTokens
 from spacepatch.inspection.findings import Report
-from spacepatch.pipeline.planfile import Plan, PlannedSource
+from spacepatch.pipeline.planfile import Plan
 from spacepatch.pipeline.segments import make_segment_id
-from spacepatch.resize import aspect_error
+from spacepatch.tubelets import merge_of, token_width
 
 Row = dict[str, Any]
 """A row of segments.parquet."""
@@ -25,6 +27,12 @@ PAIRS = {"grid_thw": 3, "size": 2, "patch_size": 2, "pad": 2, "scale": 2}
 
 SEGMENT_ID = re.compile(r"[0-9a-f]{32}")
 
+READERS = {"pyav", "decord", "torchcodec", "pillow"}
+"""What the column `decoder` names, one or two of them."""
+
+PIXEL_CHANNELS = (3, 4)
+"""RGB, or RGBA."""
+
 
 @dataclass(frozen=True, slots=True)
 class Origin:
@@ -33,6 +41,27 @@ class Origin:
     plan: Plan | None = None
     token_fingerprint: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """Those that a pixel may have."""
+        if self.plan is not None:
+            return (self.plan.layout.channels,)
+        if "alpha" in self.settings:
+            return (4 if self.settings["alpha"] else 3,)
+        return PIXEL_CHANNELS
+
+    def segment_id(self, row: Row, *, start_pts: int, stop_pts: int) -> str:
+        """Of an interval of a row's source and view, where the token fingerprint is at hand."""
+        return make_segment_id(
+            str(self.token_fingerprint),
+            seed=self.settings.get("seed", 0),
+            source_id=row["source_id"],
+            start_pts=start_pts,
+            stop_pts=stop_pts,
+            time_base=row["time_base"],
+            view=row["view"],
+        )
 
 
 def is_sound(row: Row, report: Report) -> bool:
@@ -52,38 +81,102 @@ def is_sound(row: Row, report: Report) -> bool:
         json.loads(row["extra"])
     except (ValueError, RecursionError):
         faults.append("extra is no JSON")
+    for key in ("source_fps", "sampled_fps", "aspect_error", "scale", "crop", "seconds"):
+        if not np.isfinite(np.array(row[key] or 0.0)).all():
+            faults.append(f"{key} is not finite")
+    if row["crop"] is not None and len(row["crop"]) != 4:
+        faults.append(f"crop has {len(row['crop'])} entries")
+    try:
+        merge_of(row["order"])
+        read_drop(row["drop"] or "tokens 1")
+    except ValueError as error:
+        faults.append(f"order is {row['order']!r}, drop is {row['drop']!r}: {error}")
     for what in faults:
         report(what)
     return not faults
 
 
-def check_segment(row: Row, report: Report, *, origin: Origin) -> None:
-    """Report what a row (that `is_sound`) says against itself."""
+def check_segment(row: Row, report: Report, *, origin: Origin, width: int) -> None:
+    """Report what a row (that `is_sound`) says against itself.
+
+    Args:
+        width: values in a token of its pack.
+    """
     grid_t, grid_h, grid_w = row["grid_thw"]
     tubelet, (patch_h, patch_w) = row["tubelet_size"], row["patch_size"]
     if row["num_tokens"] != grid_t * grid_h * grid_w:
         report(f"num_tokens {row['num_tokens']} is not that of grid {tuple(row['grid_thw'])}")
-    if row["num_kept"] > row["num_tokens"]:
-        report(f"keeps {row['num_kept']} of {row['num_tokens']} tokens")
     if tuple(row["size"]) != (grid_h * patch_h, grid_w * patch_w):
         report(f"size {tuple(row['size'])} is not that of grid {tuple(row['grid_thw'])}")
-    counts = ("valid_frames", "padded_frames", "repeated_frames", "corrupt_frames")
-    for key in counts:
+    if grid_h % merge_of(row["order"]) or grid_w % merge_of(row["order"]):
+        report(f"grid {tuple(row['grid_thw'])} has no whole blocks of order {row['order']!r}")
+    widths = {token_width(tubelet, (patch_h, patch_w), n, row["halo"]) for n in origin.channels}
+    if row["halo"] < 0 or width not in widths:
+        patch = f"{tubelet}x{patch_h}x{patch_w}"
+        report(f"its pack has tokens of {width} values, not of patch {patch}, halo {row['halo']}")
+    if not READERS.issuperset(row["decoder"].split(", ")):
+        report(f"decoder is {row['decoder']!r}")
+    _check_frames(row, report)
+    _check_num_kept(row, report)
+    _check_fit(row, report)
+    _check_times(row, report)
+    _check_settings(row, report, origin)
+
+
+def _check_frames(row: Row, report: Report) -> None:
+    for key in ("padded_frames", "repeated_frames", "corrupt_frames", "damaged_frames"):
         if row[key] < 0:
             report(f"{key} is {row[key]}")
+    grid_t, tubelet, padded = row["grid_thw"][0], row["tubelet_size"], row["padded_frames"]
     num_frames = len(row["frame_pts"])
     if num_frames != row["valid_frames"] + row["corrupt_frames"]:
         report(
             f"has {num_frames} frames, not {row['valid_frames']} valid and "
             f"{row['corrupt_frames']} corrupt ones"
         )
-    if num_frames + row["padded_frames"] != grid_t * tubelet:
+    if num_frames + padded != grid_t * tubelet:
         report(
-            f"{num_frames} frames and {row['padded_frames']} padded ones do not fill "
-            f"{grid_t} grid rows of {tubelet}"
+            f"{num_frames} frames and {padded} padded ones do not fill {grid_t} grid rows "
+            f"of {tubelet}"
         )
-    _check_times(row, report)
-    _check_identity(row, report, origin)
+    if padded >= tubelet or (padded and row["tail"] == "drop"):
+        report(f"has {padded} padded frames, with tubelets of {tubelet} and tail {row['tail']!r}")
+    if row["valid_frames"] < 1 or row["damaged_frames"] > row["valid_frames"]:
+        report(f"valid_frames is {row['valid_frames']}, {row['damaged_frames']} of them damaged")
+
+
+def num_lost_rows(row: Row) -> int:
+    """Grid rows of a segment that are lost: whole ones, but the last may be padded."""
+    return int(-(-row["corrupt_frames"] // row["tubelet_size"]))
+
+
+def _check_num_kept(row: Row, report: Report) -> None:
+    """How many tokens are kept of the rows that are there; which ones, the packs say."""
+    grid_t, grid_h, grid_w = row["grid_thw"]
+    least, most = 1, (grid_t - num_lost_rows(row)) * grid_h * grid_w
+    if row["drop"] is None:
+        least = most
+    elif read_drop(row["drop"]).is_bound:
+        least = grid_h * grid_w  # all of the first row
+    if not least <= row["num_kept"] <= most:
+        wanted = f"{least}" if least == most else f"{least} to {most}"
+        report(f"keeps {row['num_kept']} tokens, not {wanted} (drop is {row['drop']!r})")
+
+
+def _check_fit(row: Row, report: Report) -> None:
+    """Where the frame lies in the scaled picture."""
+    crop, pad = row["crop"], row["pad"]
+    if min(pad) < 0 or (crop is not None and (min(crop) < 0 or min(crop[2:]) < 1)):
+        report(f"crop is {crop}, pad is {pad}")
+    elif crop is not None and [crop[2] + pad[0], crop[3] + pad[1]] != row["size"]:
+        report(f"crop {crop} and pad {pad} do not make up size {tuple(row['size'])}")
+    scale_h, scale_w = row["scale"]
+    if not min(row["scale"]) > 0:
+        report(f"scale is {row['scale']}")
+    elif not math.isclose(
+        row["aspect_error"], max(scale_w / scale_h, scale_h / scale_w) - 1, abs_tol=1e-9
+    ):
+        report(f"aspect_error {row['aspect_error']} is not that of scale {row['scale']}")
 
 
 def _check_times(row: Row, report: Report) -> None:
@@ -125,146 +218,52 @@ def _is_finer_than_ticks(row: Row) -> bool:
     return fps is not None and bool(Fraction(fps) * Fraction(row["time_base"]) > 1)
 
 
-def _check_identity(row: Row, report: Report, origin: Origin) -> None:
+def _check_settings(row: Row, report: Report, origin: Origin) -> None:
+    """Its identity, and what the settings say of every segment, as far as they are at hand."""
+    settings = origin.settings
     if not SEGMENT_ID.fullmatch(row["segment_id"]):
         report(f"segment_id {row['segment_id']!r} is not 32 hex digits")
     elif origin.token_fingerprint is not None:
-        expected = make_segment_id(
-            origin.token_fingerprint,
-            seed=origin.settings.get("seed", 0),
-            source_id=row["source_id"],
-            start_pts=row["clip_start_pts"],
-            stop_pts=row["clip_stop_pts"],
-            time_base=row["time_base"],
-            view=row["view"],
+        expected = origin.segment_id(
+            row, start_pts=row["clip_start_pts"], stop_pts=row["clip_stop_pts"]
         )
         if row["segment_id"] != expected:
             report(f"segment_id {row['segment_id']} is not that of its source and times")
+    for key in ("layout", "order", "tail", "halo"):
+        if key in settings and settings[key] != row[key]:
+            report(f"{key} is {row[key]!r}, the settings say {settings[key]!r}")
     patch = "x".join(map(str, (row["tubelet_size"], *row["patch_size"])))
-    found = {"patch": patch, "layout": row["layout"], "tail": row["tail"]}
-    for key, value in found.items():
-        if key in origin.settings and origin.settings[key] != value:
-            report(f"{key} is {value!r}, the settings say {origin.settings[key]!r}")
+    if "patch" in settings and patch not in str(settings["patch"]).split(","):
+        report(f"patch is {patch!r}, the settings say {settings['patch']!r}")
+    if row["damaged_frames"] and not settings.get("allow_corrupt", True):
+        report(f"has {row['damaged_frames']} damaged frames, the settings allow none")
+    # The word alone: what was drawn stands in the plan.
+    asked = str(settings.get("drop", row["drop"])).replace(":", " ")
+    if asked.split(" ")[0] != str(row["drop"]).split(" ")[0]:
+        report(f"drop is {row['drop']!r}, the settings say {settings['drop']!r}")
 
 
-# --- against the plan --------------------------------------------------------------------------
+DROPS: dict[str, Callable[[str], Drawn]] = {
+    "random": lambda value: DrawnRate(((1, Fraction(value)),)),
+    "tokens": lambda value: DrawnTokens(int(value)),
+    "static": lambda value: DrawnStatic(Fraction(value)),
+}
+"""What was drawn, by the first word of the column `drop`, from the rest of it."""
 
 
-@dataclass(slots=True)
-class _Account:
-    """What became of one planned clip."""
+def read_drop(text: str) -> Drawn:
+    """The column `drop` of a segment: ``random 0.4873``, ``tokens 256`` or ``static 0.1``.
 
-    pieces: list[tuple[int, int, list[int], list[int]]] = field(default_factory=list)
-    """Of each segment: start, stop, frame_pts, frame_indices."""
-    frames: int = 0
-    tokens: int = 0
-
-
-class ClipAccounts:
-    """Holds the segments and losses of one task against its planned clips."""
-
-    def __init__(self, plan: Plan, task: Task) -> None:
-        self._plan = plan
-        self._specs: dict[tuple[str, int, int], ClipSpec] = {}
-        for spec in task.clips:
-            source_id = plan.sources[spec.source].source.source_id
-            self._specs[source_id, spec.clip, spec.view] = spec
-        self._accounts: dict[tuple[str, int, int], _Account] = defaultdict(_Account)
-
-    def add(self, row: Row, report: Report) -> None:
-        """One segment."""
-        key = (row["source_id"], row["clip"], row["view"])
-        spec = self._specs.get(key)
-        if spec is None:
-            report("is of no clip that the plan has in this task")
-            return
-        for name, value in _planned_values(spec, self._plan.sources[spec.source]).items():
-            found = json.loads(row[name]) if name == "extra" else row[name]
-            if found != value:
-                report(f"{name} is {found!r}, the plan says {value!r}")
-        grid = tuple(row["grid_thw"])
-        if grid[1:] != spec.grid_thw[1:]:
-            report(f"grid is {grid}, the plan says {spec.grid_thw}")
-        account = self._accounts[key]
-        account.pieces.append(
-            (row["clip_start_pts"], row["clip_stop_pts"], row["frame_pts"], row["frame_indices"])
-        )
-        account.frames += row["valid_frames"]
-        account.tokens += row["num_kept"]
-
-    def settle(self, losses: list[dict[str, Any]], report: Report) -> None:
-        """After the last segment: everything that was planned is written or lost."""
-        frames: Counter[tuple[str, int | None]] = Counter()
-        tokens: Counter[tuple[str, int | None]] = Counter()
-        for loss in losses:
-            frames[loss["source_id"], loss["clip"]] += loss["num_frames"]
-            tokens[loss["source_id"], loss["clip"]] += loss["num_tokens"]
-        planned: dict[tuple[str, int | None], list[tuple[str, int, int]]] = defaultdict(list)
-        for key in self._specs:
-            planned[key[:2]].append(key)
-        for clip in frames.keys() - planned.keys():
-            report(f"a loss is of clip {clip[1]} of source {clip[0]}, which is not in this task")
-        for clip, keys in planned.items():
-            specs = [self._specs[key] for key in keys]
-            accounts = [self._accounts[key] for key in keys]
-            name = f"{self._plan.sources[specs[0].source].source.name} clip {clip[1]}"
-            written = sum(account.frames for account in accounts)
-            selected = sum(len(spec.frame_pts) for spec in specs)
-            if not written and clip not in frames:
-                report(f"{name} is planned and neither written nor lost")
-            elif selected != written + frames[clip]:
-                report(
-                    f"{name}: {selected} frames planned, {written} written and {frames[clip]} lost"
-                )
-            kept = sum(account.tokens for account in accounts)
-            if sum(spec.num_tokens for spec in specs) != kept + tokens[clip]:
-                report(
-                    f"{name}: {sum(spec.num_tokens for spec in specs)} tokens planned, "
-                    f"{kept} written and {tokens[clip]} lost"
-                )
-            for spec, account in zip(specs, accounts, strict=True):
-                _check_pieces(name, spec, account, report)
-
-
-def _check_pieces(name: str, spec: ClipSpec, account: _Account, report: Report) -> None:
-    """The segments of a clip lie end to end from its start, with the frames that were planned."""
-    if not account.pieces:
-        return
-    pieces = sorted(account.pieces, key=lambda piece: piece[:2])
-    before = spec.start_pts
-    for start, stop, _, _ in pieces:
-        if start != before:
-            word = "overlaps what comes before it" if start < before else "leaves a gap"
-            report(f"{name}: segment [{start}, {stop}) {word}, which ends at {before}")
-        before = stop
-    if before > spec.stop_pts:
-        report(f"{name}: ends at {before}, the plan at {spec.stop_pts}")
-    pts = [time for piece in pieces for time in piece[2]]
-    indices = [index for piece in pieces for index in piece[3]]
-    if pts != spec.frame_pts[: len(pts)].tolist():
-        report(f"{name}: frame_pts are not those of the plan")
-    if indices != spec.frame_indices[: len(indices)].tolist():
-        report(f"{name}: frame_indices are not those of the plan")
-
-
-def _planned_values(spec: ClipSpec, planned: PlannedSource) -> dict[str, Any]:
-    """What the row of every segment of a clip must say."""
-    info, source = planned.info, planned.source
-    assert info is not None, "a clip has a probed source"
-    duration = planned.duration_seconds
-    shown = info.part_at(int(spec.frame_indices[0])).display_size
-    return {
-        "source": source.name,
-        "source_root": source.source_root,
-        "split": source.split,
-        "view_of": spec.clip,
-        "size": list(spec.size),
-        "extra": spec.extra,
-        "time_base": str(info.time_base),
-        "source_fps": planned.num_frames / duration if duration else None,
-        "sampled_fps": None if spec.sampled_fps is None else float(spec.sampled_fps),
-        "num_source_frames": spec.num_source_frames,
-        "scale": [spec.size[0] / shown[0], spec.size[1] / shown[1]],
-        "aspect_error": aspect_error(shown, spec.size),
-        "pts_repaired": info.pts_repaired,
-    }
+    Raises:
+        ValueError: anything else.
+    """
+    word, _, value = text.partition(" ")
+    if word not in DROPS or not re.fullmatch(NUMBER, value):
+        raise ValueError(f"{text!r} is not random RATE, tokens N or static THRESHOLD")
+    try:
+        drawn = DROPS[word](value)
+    except ZeroDivisionError:
+        raise ValueError(f"{text!r} divides by 0") from None
+    if str(drawn) != text or (isinstance(drawn, DrawnRate) and drawn.rate(1) >= 1):
+        raise ValueError(f"{text!r} is not as such values are written")
+    return drawn

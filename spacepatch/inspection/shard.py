@@ -12,10 +12,12 @@ import numpy as np
 
 from spacepatch.data import LOSS_REASONS, STAGES, Task
 from spacepatch.errors import ShardError
+from spacepatch.inspection.accounts import ClipAccounts
 from spacepatch.inspection.findings import Findings, Report
+from spacepatch.inspection.kept import KeptRules
 from spacepatch.inspection.packs import check_pack, read_npy
 from spacepatch.inspection.receipts import receipt_faults
-from spacepatch.inspection.segments import ClipAccounts, Origin, check_segment, is_sound
+from spacepatch.inspection.segments import Origin, check_segment, is_sound
 from spacepatch.inspection.tables import NULLABLE_SEGMENTS, read_checked
 from spacepatch.inspection.tars import TarScan
 from spacepatch.shards import SEGMENTS, ShardReceipt, read_receipt, receipt_path, shard_stem
@@ -26,6 +28,10 @@ if TYPE_CHECKING:
 NPY_HEADER_BYTES = 4096
 SMALL_MEMBER_BYTES = 64 << 20
 """What any member may have, pack.json above all, before it counts as damage."""
+
+
+SAME = ("layout", "order", "tail", "halo")
+"""Columns of segments.parquet that are the same for all of a dataset."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +77,8 @@ def check_shard(
     table = None
     if receipt.packs:
         table = _check_table(folder, stem, receipt, findings, origin, task)
-        _check_files(folder, stem, receipt, table, findings, read_tar)
+        rules = KeptRules.of(origin, task, receipt.losses)
+        _check_files(folder, stem, receipt, table, rules, findings, read_tar)
     elif receipt.files:
         report("has no packs, but names files")
     if task is not None and origin.plan is not None and not receipt.packs:
@@ -110,6 +117,8 @@ def _check_receipt(
     for key, value in expected.items():
         if getattr(receipt, key) != value:
             report(f"{key} is {getattr(receipt, key)!r}, the plan says {value!r}")
+    for width in sorted(set(receipt.pack_token_widths) - set(plan.layout.token_widths)):
+        report(f"has packs of token width {width}, the plan says {plan.layout.token_widths}")
     planned = {plan.sources[clip.source].source.source_id for clip in task.clips}
     for source_id in sorted(receipt.observed.keys() - planned):
         report(f"observed: source {source_id} is not in this task")
@@ -139,6 +148,10 @@ def _check_table(
     if (np.diff(packs) < 0).any() or np.unique(packs).tolist() != list(range(receipt.packs)):
         report(f"its rows are not in the order of packs 0 to {receipt.packs - 1}")
         return None
+    for key in SAME:
+        values = sorted(set(table.column(key).to_pylist()))
+        if len(values) > 1:
+            report(f"{key} is not the same in every row: {', '.join(map(str, values))}")
     accounts = ClipAccounts(origin.plan, task) if origin.plan is not None and task else None
     num_tokens, are_sound = 0, True
     unseen: set[str] = set()
@@ -153,7 +166,8 @@ def _check_table(
             num_tokens += row["num_kept"]
             if row["source_id"] not in receipt.observed:
                 unseen.add(row["source"])
-            check_segment(row, at, origin=origin)
+            width = receipt.pack_token_widths[row["pack"]]
+            check_segment(row, at, origin=origin, width=width)
             if accounts is not None:
                 accounts.add(row, at)
     for source in sorted(unseen):
@@ -192,6 +206,7 @@ def _check_files(
     stem: str,
     receipt: ShardReceipt,
     table: pa.Table | None,
+    rules: KeptRules,
     findings: Findings,
     read_tar: bool,
 ) -> None:
@@ -214,7 +229,7 @@ def _check_files(
                     report("its sha256 is not that of the receipt")
     index = _read_index(folder / names[1], receipt, findings.at(names[1]))
     if is_whole and read_tar:
-        _check_tar(folder / names[0], stem, receipt, table, index, findings)
+        _check_tar(folder / names[0], stem, receipt, table, index, rules, findings)
 
 
 def _read_index(path: Path, receipt: ShardReceipt, report: Report) -> np.ndarray | None:
@@ -238,10 +253,11 @@ def _check_tar(
     receipt: ShardReceipt,
     table: pa.Table | None,
     index: np.ndarray | None,
+    rules: KeptRules,
     findings: Findings,
 ) -> None:
     report = findings.at(path.name)
-    token_bytes = receipt.token_width * np.dtype(receipt.token_dtype).itemsize
+    token_bytes = receipt.pack_token_widths[0] * np.dtype(receipt.token_dtype).itemsize
     largest = receipt.pack_length * max(token_bytes, 12) + NPY_HEADER_BYTES
     scan = TarScan(
         path,
@@ -266,8 +282,9 @@ def _check_tar(
             where=f"{path.name}: pack {pack}",
             findings=findings,
             receipt=receipt,
+            pack=pack,
             rows=rows,
-            checksum=receipt.pack_crc32c[pack],
+            rules=rules,
             places=None if index is None else index[pack],
         )
     if packs != receipt.packs:

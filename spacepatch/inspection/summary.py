@@ -51,8 +51,13 @@ def summarize(path: Path) -> dict[str, Any]:
           ``lower_bound`` (of packs), ``fill``, ``shards``, ``bytes``, ``frames_selected`` (of the
           tasks that are done), ``frames_written``, ``frames_lost``.
         - ``tokens``: what a token is: ``kind``, ``store``, ``members``, ``token_dtype``,
-          ``token_width``, ``pack_length``, ``tubelet_size``, ``patch_size``, ``layout``, ``order``,
-          ``tail``, ``decoder``, ``drop``.
+          ``token_widths`` (the widest first), ``pack_length``, ``layout``, ``order``, ``halo``,
+          ``tail``.
+        - ``patches``: a row a patch: ``tubelet_size``, ``patch_size`` (h, w), ``segments``.
+        - ``decoders``: a row a decoder: ``decoder``, ``segments``.
+        - ``views``: how many different ones there are.
+        - ``drop``: ``policy`` (of a shard alone its first word; None: nothing was dropped),
+          ``kept_tokens`` and ``dropped_tokens``, without those of lost frames.
         - ``sizes``: ``distinct``, and the ``most_common`` as ``size`` (h, w) and ``segments``.
         - ``sampled_fps``: ``min`` and ``max``; None where every frame is taken.
         - ``colour``: a row a combination of ``matrix``, ``range``, ``tagged``, with ``sources``.
@@ -60,7 +65,7 @@ def summarize(path: Path) -> dict[str, Any]:
         - ``splits``: by name ``sources_with_segments``, ``segments``, ``tokens``, ``packs``,
           ``shards``, ``bytes``, ``frames_written``, ``fill``; empty without ``--split``.
         - ``shards``: a row a shard: ``name``, ``split``, ``packs``, ``segments``, ``tokens``,
-          ``bytes``, ``fill``.
+          ``bytes``, ``fill``, ``token_widths`` ([width, packs], as they lie in it).
         - ``histograms``: of the segments, see `HISTOGRAMS`; each a list of bins with ``range`` (for
           people), ``from``, ``to`` (exclusive, None: open) and ``count``, which sum to the number
           of segments.
@@ -228,6 +233,7 @@ def _summary(
     tokens = sum(shard["tokens"] for shard in counted.shards)
     packs = sum(shard["packs"] for shard in counted.shards)
     pack_length = first.pack_length if first else document.get("layout", document)["pack_length"]
+    settings = document.get("settings") or {}
     losses = sorted(counted.losses.values(), key=lambda entry: (-entry["rows"], entry["reason"]))
     num_segments = counted.num_segments
     splits = counted.split_counts()
@@ -254,21 +260,33 @@ def _summary(
             "frames_lost": sum(entry["frames"] for entry in losses),
         },
         "tokens": {
-            "kind": document.get("kind"),
+            "kind": settings.get("kind"),
             "store": store,
             "members": first.members if first else None,
             "token_dtype": first.token_dtype if first else None,
-            "token_width": first.token_width if first else None,
+            "token_widths": sorted(counted.token_widths, reverse=True),
             "pack_length": pack_length,
             **counted.common,
+        },
+        "patches": [
+            {"tubelet_size": shape[0], "patch_size": list(shape[1:]), "segments": count}
+            for shape, count in _most_common(counted.patches)
+        ],
+        "decoders": [
+            {"decoder": decoder, "segments": count}
+            for decoder, count in _most_common(counted.decoders)
+        ],
+        "views": len(counted.views),
+        "drop": {
+            "policy": settings.get("drop", ", ".join(sorted(counted.drops)) or None),
+            "kept_tokens": tokens,
+            "dropped_tokens": counted.dropped_tokens,
         },
         "sizes": {
             "distinct": len(counted.sizes),
             "most_common": [
                 {"size": list(size), "segments": count}
-                for size, count in sorted(
-                    counted.sizes.items(), key=lambda item: (-item[1], item[0])
-                )[:SIZES]
+                for size, count in _most_common(counted.sizes)[:SIZES]
             ],
         },
         "sampled_fps": dict(zip(("min", "max"), counted.fps or (None, None), strict=True)),
@@ -290,6 +308,11 @@ def _summary(
         "fingerprints": document.get("fingerprints"),
         "environment": document.get("environment"),
     }
+
+
+def _most_common(counts: Counter[Any]) -> list[tuple[Any, int]]:
+    """Those that occur most often first, ties in order."""
+    return sorted(counts.items(), key=lambda item: (-item[1], item[0]))
 
 
 def _splits(splits: dict[str, Counter[str]], pack_length: int) -> dict[str, Any]:

@@ -1,20 +1,22 @@
 """Plan, run tasks, finish: the only place that knows the order of the stages."""
 
+from spacepatch.pipeline.converting import convert
 from spacepatch.pipeline.finishing import RunSummary, finish_run, forget_retryable
+from spacepatch.pipeline.in_memory import FrameTokens, tokenize_frames
 from spacepatch.pipeline.planfile import (
     Plan,
     PlannedSource,
-    check_inputs,
-    check_plan,
     read_plan,
     read_plan_document,
     write_plan,
 )
 from spacepatch.pipeline.planning import plan_run
+from spacepatch.pipeline.resuming import check_inputs, check_plan
 from spacepatch.pipeline.running import JobReport, is_done, pending_tasks, run_task, run_tasks
 from spacepatch.pipeline.whole import Watch, list_inputs, make_plan, make_pool, tokenize
 
 __all__ = [
+    "FrameTokens",
     "JobReport",
     "Plan",
     "PlannedSource",
@@ -22,6 +24,7 @@ __all__ = [
     "Watch",
     "check_inputs",
     "check_plan",
+    "convert",
     "finish_run",
     "forget_retryable",
     "is_done",
@@ -35,5 +38,6 @@ __all__ = [
     "run_task",
     "run_tasks",
     "tokenize",
+    "tokenize_frames",
     "write_plan",
 ]

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections import Counter, defaultdict
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from spacepatch.data import POLICY_REASONS, RETRYABLE_REASONS, Loss, Task
 from spacepatch.errors import ShardError
+from spacepatch.normalization import NORMALIZATIONS
 from spacepatch.packing import lower_bound
 from spacepatch.pipeline.planfile import Plan, PlannedSource
 from spacepatch.shards import (
@@ -78,14 +80,15 @@ def finish_run(folder: Path, plan: Plan) -> RunSummary:
         "settings": plan.settings,
         "fingerprints": plan.fingerprints,
         "environment": plan.environment,
-        "kind": "pixels",
+        "kind": plan.settings["kind"],
         "store": plan.layout.store,
         "members": plan.layout.members,
         "token_dtype": plan.layout.token_dtype,
         "token_width": plan.layout.token_width,
+        "token_widths": list(plan.layout.token_widths),
         "position_dtype": plan.layout.position_dtype,
         "pack_length": plan.layout.pack_length,
-        "constants": {"scale": 255, "channels": 4 if plan.settings["alpha"] else 3},
+        "constants": constants_of(plan.settings),
         "totals": totals,
         "tables": tables,
         "shards": [
@@ -96,6 +99,7 @@ def finish_run(folder: Path, plan: Plan) -> RunSummary:
                 "segments": receipt.segments,
                 "tokens": receipt.tokens,
                 "bytes": receipt.num_bytes,
+                "token_widths": widths_of(receipt),
             }
             for stem, receipt in zip(stems, receipts, strict=True)
             if receipt.packs
@@ -236,6 +240,25 @@ def _describe(
         "header_seconds": info.header_seconds,
         "pts_repaired": info.pts_repaired,
     }
+
+
+def constants_of(settings: dict[str, Any]) -> dict[str, Any]:
+    """What turns stored values into what the model of a preset takes: the loader applies it."""
+    return {
+        "scale": 255,
+        "channels": 4 if settings["alpha"] else 3,
+        "normalize": {
+            "name": settings["normalize"],
+            **asdict(NORMALIZATIONS[settings["normalize"]]),
+        },
+    }
+
+
+def widths_of(receipt: ShardReceipt) -> list[list[int]]:
+    """[token width, packs] of a shard, in the order that its packs lie in."""
+    return [
+        [width, len(list(packs))] for width, packs in itertools.groupby(receipt.pack_token_widths)
+    ]
 
 
 HDR_HANDLED = {"tonemap": "tone mapped to BT.709", "skip": "skipped", "raw": "raw"}

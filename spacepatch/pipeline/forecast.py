@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from spacepatch.data import Task
-from spacepatch.packing import PACKERS, count_packs, lower_bound
-from spacepatch.pipeline.placement import Placement
+from spacepatch.packing import PACKERS, count_packs
+from spacepatch.pipeline.placement import Lengths, Placement
 from spacepatch.pipeline.planfile import Plan
 
 LOW_FILL = 0.95
@@ -35,19 +35,21 @@ def forecast(plan: Plan) -> dict[str, Any]:
     length = plan.layout.pack_length
     tokens = plan.num_tokens
     packers: dict[str, dict[str, Any]] = {}
-    for name in [*PACKERS, "cut-to-fit"]:
+    # Dropping leaves no whole rows to cut between.
+    names = [*PACKERS, *([] if plan.settings["drop"] else ["cut-to-fit"])]
+    for name in names:
         placement = _placement(plan, name)
-        packs = sum(_count(task, placement) for task in plan.tasks)
+        packs = sum(_count(task, plan, placement) for task in plan.tasks)
         packers[name] = {"packs": packs, "fill": _fill(tokens, packs, length)}
     chosen = "cut-to-fit" if plan.placement.cut_to_fit else plan.placement.packer
     packs = packers[chosen]["packs"]
     fill = packers[chosen]["fill"]
     warnings = []
     better = _better_lengths(plan)
-    bound = lower_bound(tokens, pack_length=length)
+    bound = plan.placement.lower_bound(_all_lengths(plan))
     if packs > bound and fill < LOW_FILL:
         advice = []
-        if packers["cut-to-fit"]["packs"] < packs:
+        if packers.get("cut-to-fit", packers[chosen])["packs"] < packs:
             advice.append(f"--cut-to-fit reaches {packers['cut-to-fit']['fill']:.1%}")
         if better:
             best = better[0]
@@ -63,15 +65,14 @@ def forecast(plan: Plan) -> dict[str, Any]:
             "frames": sum(len(clip.frame_pts) for task in plan.tasks for clip in task.clips),
             "seconds": sum(entry.duration_seconds for entry in plan.sources),
             "tokens": tokens,
+            "is_bound": plan.is_bound,
             "packer": chosen,
             "pack_length": length,
             "packs": packs,
             "lower_bound": bound,
             "fill": fill,
             "shards": len(plan.tasks),
-            "bytes": tokens * plan.layout.token_bytes
-            + packs * PACK_OVERHEAD
-            + plan.num_clips * SEGMENT_OVERHEAD,
+            "bytes": _token_bytes(plan) + packs * PACK_OVERHEAD + plan.num_clips * SEGMENT_OVERHEAD,
             "losses": dict(sorted(Counter(loss.reason for loss in plan.losses).items())),
         },
         "packers": packers,
@@ -88,10 +89,20 @@ def _placement(plan: Plan, name: str) -> Placement:
     return replace(plan.placement, cut_to_fit=False, packer=name, window=window)
 
 
-def _count(task: Task, placement: Placement) -> int:
-    lengths = np.array([clip.num_tokens for clip in task.clips])
-    rows = np.array([clip.grid_thw[1] * clip.grid_thw[2] for clip in task.clips])
-    return placement.count(lengths, rows)
+def _count(task: Task, plan: Plan, placement: Placement) -> int:
+    return sum(placement.count(Lengths.of(task.clips, plan.layout)).values())
+
+
+def _all_lengths(plan: Plan) -> Lengths:
+    return Lengths.of([clip for task in plan.tasks for clip in task.clips], plan.layout)
+
+
+def _token_bytes(plan: Plan) -> int:
+    lengths = _all_lengths(plan)
+    return sum(
+        int(lengths.tokens[items].sum()) * plan.layout.token_bytes(width)
+        for width, items in lengths.by_width()
+    )
 
 
 def _fill(tokens: int, packs: int, length: int) -> float:
@@ -100,6 +111,8 @@ def _fill(tokens: int, packs: int, length: int) -> float:
 
 def _better_lengths(plan: Plan) -> list[dict[str, Any]]:
     """The three pack lengths near the one asked for that fill best, if any is better."""
+    if plan.settings["drop"] or len(plan.layout.token_widths) > 1:
+        return []  # lengths then do not come from the grids alone
     spans = Counter(_spans(plan))
     length = plan.layout.pack_length
     if not spans:
@@ -131,13 +144,12 @@ def _spans(plan: Plan) -> list[tuple[int, int]]:
         clips.sort(key=lambda clip: clip.clip)
         rows, before = 0, None
         for clip in clips:
-            cells = clip.grid_thw[1] * clip.grid_thw[2]
             if before is not None and before.stop_pts != clip.start_pts:
-                spans.append((rows, before.grid_thw[1] * before.grid_thw[2]))
+                spans.append((rows, before.cells))
                 rows = 0
-            rows, before = rows + clip.num_tokens // cells, clip
+            rows, before = rows + clip.grid_thw[0], clip
         if before is not None:
-            spans.append((rows, before.grid_thw[1] * before.grid_thw[2]))
+            spans.append((rows, before.cells))
     return spans
 
 
@@ -176,7 +188,7 @@ def _source_rows(plan: Plan) -> list[dict[str, Any]]:
     for task in plan.tasks:
         for clip in task.clips:
             frames[clip.source] += len(clip.frame_pts)
-            tokens[clip.source] += clip.num_tokens
+            tokens[clip.source] += clip.num_kept
             clips[clip.source] += 1
             sizes[clip.source] = clip.size
             rates[clip.source] = None if clip.sampled_fps is None else float(clip.sampled_fps)

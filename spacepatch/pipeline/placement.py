@@ -8,10 +8,46 @@ from dataclasses import dataclass
 import numpy as np
 
 from spacepatch.config import RunConfig
+from spacepatch.data import ClipSpec
 from spacepatch.packing import PACKERS, count_packs, lower_bound, pack_cut_to_fit
+from spacepatch.shards import Layout
 
-Piece = tuple[int, int, int]
-"""(item, first row, last row exclusive), rows counted among those that were kept."""
+Piece = tuple[int, int, int | None]
+"""(item, first row, last row exclusive), rows counted among those that were kept; None: all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """What of some clips decides how they are packed."""
+
+    tokens: np.ndarray
+    """(n,) int64: kept tokens of each."""
+    cells: np.ndarray
+    """(n,) int64: tokens in one grid row of each, before dropping."""
+    widths: np.ndarray
+    """(n,) int64: values in a token of each. A pack holds one width."""
+
+    @classmethod
+    def of(cls, clips: Sequence[ClipSpec], layout: Layout) -> Lengths:
+        """As planned."""
+        return cls(
+            np.array([clip.num_kept for clip in clips], np.int64),
+            np.array([clip.cells for clip in clips], np.int64),
+            np.array([layout.width_of(clip) for clip in clips], np.int64),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Lengths]) -> Lengths:
+        return cls(
+            np.concatenate([part.tokens for part in parts]),
+            np.concatenate([part.cells for part in parts]),
+            np.concatenate([part.widths for part in parts]),
+        )
+
+    def by_width(self) -> list[tuple[int, np.ndarray]]:
+        """(width, items of that width), the widest first."""
+        widths = np.unique(self.widths)[::-1]
+        return [(int(width), np.flatnonzero(self.widths == width)) for width in widths]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,107 +67,136 @@ class Placement:
         )
 
     def place(
-        self,
-        lengths: Sequence[int],
-        row_lengths: Sequence[int],
-        can_cut: Callable[[int, int], bool] | None = None,
+        self, lengths: Lengths, can_cut: Callable[[int, int], bool] | None = None
     ) -> list[list[Piece]]:
-        """Pieces of each pack. Without `cut_to_fit` every piece is a whole segment.
+        """Pieces of each pack, packs of the widest tokens first. Without `cut_to_fit` every piece
+        is a whole segment."""
+        packs = []
+        for _, items in lengths.by_width():
+            placed = self._place(lengths.tokens[items], lengths.cells[items], items, can_cut)
+            packs += [
+                [(int(items[item]), first, last) for item, first, last in pack] for pack in placed
+            ]
+        return packs
 
-        Args:
-            lengths: tokens of each segment, in plan order.
-            row_lengths: tokens in one grid row of each.
-        """
+    def _place(
+        self,
+        tokens: np.ndarray,
+        cells: np.ndarray,
+        items: np.ndarray,
+        can_cut: Callable[[int, int], bool] | None,
+    ) -> Sequence[Sequence[Piece]]:
         if self.cut_to_fit:
             return pack_cut_to_fit(
-                lengths,
-                row_lengths,
+                tokens.tolist(),
+                cells.tolist(),
                 pack_length=self.pack_length,
                 max_segments=self.max_segments,
-                can_cut=can_cut,
+                can_cut=can_cut and (lambda item, row: can_cut(int(items[item]), row)),
             )
         packs = PACKERS[self.packer](
-            lengths,
+            tokens.tolist(),
             pack_length=self.pack_length,
             max_segments=self.max_segments,
             window=self.window,
         )
-        return [[(item, 0, lengths[item] // row_lengths[item]) for item in pack] for pack in packs]
+        return [[(item, 0, None) for item in pack] for pack in packs]
 
-    def count(self, lengths: np.ndarray, row_lengths: np.ndarray) -> int:
-        """Packs that `place` would make."""
-        if not len(lengths):
-            return 0
+    def count(self, lengths: Lengths) -> dict[int, int]:
+        """Packs of each width that `place` would make."""
+        return {
+            width: self._count(lengths.tokens[items], lengths.cells[items])
+            for width, items in lengths.by_width()
+        }
+
+    def _count(self, tokens: np.ndarray, cells: np.ndarray) -> int:
         if not self.cut_to_fit and self.packer.endswith("-decreasing"):
             return count_packs(
-                np.bincount(lengths),
+                np.bincount(tokens),
                 pack_length=self.pack_length,
                 packer=self.packer,
                 max_segments=self.max_segments,
             )
-        return len(self.place(lengths.tolist(), row_lengths.tolist()))
+        return len(self._place(tokens, cells, np.arange(len(tokens)), None))
+
+    def lower_bound(self, lengths: Lengths) -> int:
+        """Packs that no packer can do without: of each width, tokens / pack length."""
+        return sum(
+            lower_bound(int(lengths.tokens[items].sum()), pack_length=self.pack_length)
+            for _, items in lengths.by_width()
+        )
 
 
 def cut_into_tasks(
-    run_lengths: Sequence[np.ndarray],
-    run_row_lengths: Sequence[np.ndarray],
+    runs: Sequence[Lengths],
     *,
     placement: Placement,
-    packs_per_shard: int,
+    token_bytes: Callable[[int], int],
+    capacity: int,
 ) -> list[tuple[int, int]]:
-    """Cut a sequence of runs into tasks of at most `packs_per_shard` packs each.
+    """Cut a sequence of runs into tasks whose packs take at most `capacity` bytes.
 
     A border is chosen where the packs come out nearly full: of the last places that still fit,
     the one with the best fill, so that a shard's last pack is not half empty.
 
     Args:
-        run_lengths: of each run the tokens of its clips.
+        token_bytes: of a token of so many values.
+        capacity: bytes of a shard; a run that has more is a task all the same.
 
     Returns:
         [first, last) runs of each task.
     """
     tasks: list[tuple[int, int]] = []
-    totals = [int(lengths.sum()) for lengths in run_lengths]
-    capacity = packs_per_shard * placement.pack_length
+    totals = [_bytes_of(lengths, token_bytes) for lengths in runs]
     first = 0
-    while first < len(run_lengths):
-        last, tokens = first, 0
-        while last < len(totals) and tokens + totals[last] <= capacity:
-            tokens += totals[last]
+    while first < len(runs):
+        last, content = first, 0
+        while last < len(totals) and content + totals[last] <= capacity:
+            content += totals[last]
             last += 1
         last = max(last, first + 1)
 
-        def packs_of(border: int, first: int = first) -> tuple[int, int]:
-            lengths = np.concatenate(run_lengths[first:border])
-            packs = placement.count(lengths, np.concatenate(run_row_lengths[first:border]))
-            return packs, int(lengths.sum())
+        def packed(border: int, first: int = first) -> tuple[int, int, bool]:
+            """Bytes of the packs, were they full; bytes in them; whether no fewer would do."""
+            lengths = Lengths.join(runs[first:border])
+            counts = placement.count(lengths)
+            room = sum(
+                packs * token_bytes(width) * placement.pack_length
+                for width, packs in counts.items()
+            )
+            is_least = sum(counts.values()) == placement.lower_bound(lengths)
+            return room, _bytes_of(lengths, token_bytes), is_least
 
         # The furthest border that fits, near enough: packs grow with the runs.
         low, high = first + 1, last
         while low < high:
             middle = (low + high + 1) // 2
-            if packs_of(middle)[0] <= packs_per_shard:
+            if packed(middle)[0] <= capacity:
                 low = middle
             else:
                 high = middle - 1
         best, best_fill = low, -1.0
         for border in range(low, max(first, low - BORDERS_LOOKED_AT), -1):
-            packs, tokens = packs_of(border)
-            if packs > packs_per_shard:
+            room, content, is_least = packed(border)
+            if room > capacity:
                 continue
-            fill = tokens / (packs * placement.pack_length)
-            if border == len(totals) and packs == lower_bound(
-                tokens, pack_length=placement.pack_length
-            ):
+            fill = content / room
+            if border == len(totals) and is_least:
                 best = border
                 break
             if fill > best_fill:
                 best, best_fill = border, fill
-            if tokens < capacity * SMALLEST_SHARE:
+            if content < capacity * SMALLEST_SHARE:
                 break
         tasks.append((first, best))
         first = best
     return tasks
+
+
+def _bytes_of(lengths: Lengths, token_bytes: Callable[[int], int]) -> int:
+    return sum(
+        int(lengths.tokens[items].sum()) * token_bytes(width) for width, items in lengths.by_width()
+    )
 
 
 BORDERS_LOOKED_AT = 16

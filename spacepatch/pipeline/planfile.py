@@ -6,7 +6,6 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from spacepatch.config import RunConfig, fingerprint
-from spacepatch.data import ClipSpec, Loss, Part, Source, Task, VideoInfo
-from spacepatch.environment import environment
-from spacepatch.errors import ResumeError, ShardError
+from spacepatch.config import fingerprint
+from spacepatch.data import ClipSpec, Fit, Loss, Part, Source, Task, VideoInfo
+from spacepatch.errors import ShardError
 from spacepatch.pipeline.placement import Placement
 from spacepatch.shards import (
     FORMAT_VERSION,
@@ -26,7 +24,7 @@ from spacepatch.shards import (
     check_version,
 )
 from spacepatch.shards.tables import read_rows, write_rows
-from spacepatch.sources import Listing, content_id
+from spacepatch.sources import Listing
 from spacepatch.storage import publish_bytes
 
 
@@ -65,7 +63,13 @@ class Plan:
 
     @property
     def num_tokens(self) -> int:
-        return sum(clip.num_tokens for task in self.tasks for clip in task.clips)
+        """Kept ones: exact, or with `is_bound` the most that there can be."""
+        return sum(clip.num_kept for task in self.tasks for clip in task.clips)
+
+    @property
+    def is_bound(self) -> bool:
+        """Whether what is kept depends on the pictures: static tubelets are dropped."""
+        return self.layout.run_lengths
 
     @property
     def num_clips(self) -> int:
@@ -114,15 +118,22 @@ def _rows(plan: Plan) -> Iterator[dict[str, Any]]:
                 "order": order,
                 "clip": clip.clip,
                 "view": clip.view,
+                "view_of": clip.view_of,
                 "clip_start_pts": clip.start_pts,
                 "clip_stop_pts": clip.stop_pts,
                 "frame_pts": clip.frame_pts,
                 "frame_indices": clip.frame_indices,
-                "row_pts": clip.row_pts,
+                "sample_pts": clip.sample_pts,
                 "sampled_fps": None if clip.sampled_fps is None else str(clip.sampled_fps),
-                "size": clip.size,
+                "scaled": clip.fit.scaled,
+                "size": clip.fit.size,
+                "offset": clip.fit.offset,
+                "tubelet_size": clip.tubelet_size,
+                "patch_size": clip.patch_size,
                 "grid_thw": clip.grid_thw,
                 "num_tokens": clip.num_tokens,
+                "num_kept": clip.num_kept,
+                "drop": clip.drop,
                 "num_source_frames": clip.num_source_frames,
                 "extra": json.dumps(clip.extra, sort_keys=True, ensure_ascii=False),
             }
@@ -156,7 +167,7 @@ def _info_json(planned: PlannedSource) -> str | None:
     if planned.info is None:
         return None
     values = asdict(planned.info)
-    del values["frame_pts"]
+    del values["frame_pts"], values["keyframes"]
     values["time_base"] = str(planned.info.time_base)
     for part in values["parts"]:
         part["pixel_aspect_ratio"] = str(part["pixel_aspect_ratio"])
@@ -219,7 +230,7 @@ def read_plan(folder: Path, sources: dict[str, Source]) -> Plan:
         settings=document["settings"],
         fingerprints=prints,
         environment=document["environment"],
-        layout=Layout(**{**layout, "patch_size": tuple(layout["patch_size"])}),
+        layout=Layout(**{**layout, "token_widths": tuple(layout["token_widths"])}),
         placement=Placement(**document["placement"]),
         sources=tuple(records),
         tasks=tuple(tasks),
@@ -295,40 +306,22 @@ def _read_clip(row: dict[str, Any], source: int) -> ClipSpec:
         source=source,
         clip=row["clip"],
         view=row["view"],
+        view_of=row["view_of"],
         start_pts=row["clip_start_pts"],
         stop_pts=row["clip_stop_pts"],
         frame_pts=np.array(row["frame_pts"], np.int64),
         frame_indices=np.array(row["frame_indices"], np.int32),
-        row_pts=np.array(row["row_pts"], np.int64),
+        sample_pts=np.array(row["sample_pts"], np.int64),
         sampled_fps=None if row["sampled_fps"] is None else Fraction(row["sampled_fps"]),
-        size=tuple(row["size"]),
+        fit=Fit(tuple(row["scaled"]), tuple(row["size"]), tuple(row["offset"])),
+        tubelet_size=row["tubelet_size"],
+        patch_size=tuple(row["patch_size"]),
         grid_thw=tuple(row["grid_thw"]),
-        num_tokens=row["num_tokens"],
+        num_kept=row["num_kept"],
+        drop=row["drop"],
         num_source_frames=row["num_source_frames"],
         extra=json.loads(row["extra"]),
     )
-
-
-def check_plan(document: dict[str, Any], config: RunConfig) -> None:
-    """Refuse to go on with other settings or libraries than those of the plan.
-
-    Raises:
-        ResumeError: naming each difference.
-    """
-    differences = []
-    now = config.part("token", "layout", "selection", "seed")
-    for key, value in now.items():
-        if document["settings"].get(key) != value:
-            differences.append(f"{key} was {document['settings'].get(key)!r}, is {value!r}")
-    for name, value in environment(config.resampler, config.decoder).items():
-        if document["environment"].get(name) != value:
-            differences.append(f"{name} was {document['environment'].get(name)}, is {value}")
-    if differences:
-        raise ResumeError(
-            "this folder was begun differently: "
-            + "; ".join(differences)
-            + ". Use the same, another --out, or --overwrite to begin anew"
-        )
 
 
 def inputs_fingerprint(listing: Listing) -> str:
@@ -346,48 +339,3 @@ def inputs_fingerprint(listing: Listing) -> str:
         )
     ]
     return fingerprint({"inputs": content})
-
-
-NAMES_SHOWN = 5
-
-
-def check_inputs(plan: Plan, listing: Listing) -> None:
-    """Refuse to go on with other inputs than those of the plan.
-
-    Raises:
-        ResumeError: naming what was added, removed or changed.
-    """
-    planned = {entry.source.source_id: entry for entry in plan.sources}
-    listed = {source.source_id: source for source in (*listing.sources, *listing.missing)}
-    added = [listed[key].name for key in listed if key not in planned]
-    removed = [planned[key].source.name for key in planned if key not in listed]
-
-    def is_changed(source: Source) -> bool:
-        entry = planned[source.source_id]
-        before = entry.content_id
-        if not before and entry.source.num_bytes == source.num_bytes:
-            return False  # its probe was lost: what it held then is not known
-        try:
-            now = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
-        except OSError:
-            now = ""
-        return before != now
-
-    both = [source for key, source in listed.items() if key in planned]
-    with ThreadPoolExecutor(8) as threads:
-        changes = threads.map(is_changed, both)
-        changed = [source.name for source, differs in zip(both, changes, strict=True) if differs]
-    parts = [
-        f"{len(names)} {word} ({', '.join(names[:NAMES_SHOWN])}"
-        f"{', ...' if len(names) > NAMES_SHOWN else ''})"
-        for word, names in (("added", added), ("removed", removed), ("changed", changed))
-        if names
-    ]
-    if not parts and plan.inputs != inputs_fingerprint(listing):
-        parts = ["ranges or columns of the manifest changed"]
-    if parts:
-        raise ResumeError(
-            "the inputs are not those of the plan: "
-            + ", ".join(parts)
-            + ". Restore them, use another --out, or --overwrite to begin anew"
-        )

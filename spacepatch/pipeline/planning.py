@@ -3,23 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
-from fractions import Fraction
 
-import numpy as np
-
-from spacepatch.clips import choose_clips
 from spacepatch.config import RunConfig, fingerprint
-from spacepatch.data import ClipSpec, Loss, Source, Task, VideoInfo
+from spacepatch.data import ClipSpec, Loss, Source, Task
+from spacepatch.drop import static_threshold
 from spacepatch.environment import environment
-from spacepatch.errors import ConfigError, SourceError
-from spacepatch.pipeline.placement import Placement, cut_into_tasks
+from spacepatch.errors import ConfigError
+from spacepatch.pipeline.choosing import choose_source, source_loss
+from spacepatch.pipeline.placement import Lengths, Placement, cut_into_tasks
 from spacepatch.pipeline.planfile import Plan, PlannedSource, inputs_fingerprint
-from spacepatch.probes import Probed, ProbeJob, describe_cut, probe_source, slim
-from spacepatch.resize import fit_size
+from spacepatch.probes import Probed, ProbeJob, probe_source, slim
 from spacepatch.shards import Layout
 from spacepatch.sources import Listing
 from spacepatch.tubelets import token_width
@@ -43,15 +38,18 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
     Raises:
         ConfigError: the settings fit no plan.
     """
+    if config.kind != "pixels":
+        raise ConfigError(f"encoder: {config.encoder}: this version tokenizes pixels only")
+    prints = fingerprints_of(config)
     sources: list[PlannedSource] = []
     losses: list[Loss] = [
-        _source_loss(source, "list", "unreadable", "no such file") for source in listing.missing
+        source_loss(source, "list", "unreadable", "no such file") for source in listing.missing
     ]
     clips: list[ClipSpec] = []
     made: dict[int, tuple[PlannedSource, list[ClipSpec], list[Loss]]] = {}
     for row, found in _probe_each(listing.sources, config, pool, on_probed):
         # At once, so that the frame tables of all sources are never in memory together.
-        made[row] = _plan_source(config, row, listing.sources[row], found)
+        made[row] = _plan_source(config, prints["token"], row, listing.sources[row], found)
     for row in range(len(listing.sources)):
         planned, chosen, ruled_out = made.pop(row)
         sources.append(planned)
@@ -62,7 +60,6 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
 
     layout = layout_of(config, clips)
     placement = Placement.of(config)
-    prints = fingerprints_of(config)
     tasks = _make_tasks(config, prints["token"], sources, clips, layout, placement)
     return Plan(
         plan_id="",
@@ -113,12 +110,12 @@ def _probe_each(
 
 
 def _plan_source(
-    config: RunConfig, row: int, source: Source, found: Probed
+    config: RunConfig, token_fingerprint: str, row: int, source: Source, found: Probed
 ) -> tuple[PlannedSource, list[ClipSpec], list[Loss]]:
     planned = _planned(source, found)
     if found.info is None:
-        return planned, [], [_source_loss(source, "probe", found.reason, found.message)]
-    return planned, *_choose(config, row, source, found.info)
+        return planned, [], [source_loss(source, "probe", found.reason, found.message)]
+    return planned, *choose_source(config, token_fingerprint, row, source, found.info)
 
 
 def _planned(source: Source, found: Probed) -> PlannedSource:
@@ -131,132 +128,34 @@ def _planned(source: Source, found: Probed) -> PlannedSource:
     )
 
 
-def _source_loss(source: Source, stage: str, reason: str, message: str) -> Loss:
-    return Loss(
-        source=source.name,
-        source_id=source.source_id,
-        clip=None,
-        stage=stage,
-        reason=reason,
-        num_frames=0,
-        num_tokens=0,
-        message=message,
-        split=source.split,
-        source_root=source.source_root,
-    )
-
-
-def _choose(
-    config: RunConfig, row: int, source: Source, info: VideoInfo
-) -> tuple[list[ClipSpec], list[Loss]]:
-    policy, value = config.size_policy
-    sampler, sampler_value = config.sampler
-    try:
-        sizes = tuple(
-            fit_size(
-                part.display_size,
-                patch=config.patch_size,
-                policy=policy,
-                value=value,
-                upscale=config.upscale,
-            )
-            for part in info.parts
-        )
-    except SourceError as error:
-        return [], [_source_loss(source, "resize", error.reason, str(error))]
-    try:
-        clips, ruled_out = choose_clips(
-            info,
-            source=row,
-            ranges=source.ranges,
-            sampler=sampler,
-            sampler_value=sampler_value,
-            sizes=sizes,
-            tubelet_size=config.tubelet_size,
-            patch_size=config.patch_size,
-            tail=config.tail,
-            pack_length=config.pack_length,
-            clip_seconds=Fraction(config.clip_seconds) if config.clip_seconds else None,
-            clip_stride=Fraction(config.clip_stride) if config.clip_stride else None,
-            min_seconds=Fraction(config.min_seconds),
-            long=config.long,
-        )
-    except SourceError as error:
-        return [], [_source_loss(source, "list", error.reason, str(error))]
-    except ConfigError as error:
-        raise ConfigError(f"{source.name}: {error}") from None
-    skipped = _skipped(config, info)
-    if skipped:
-        loss = _source_loss(source, "list", "skipped_by_policy", skipped)
-        return [], [replace(loss, num_frames=sum(len(clip.frame_pts) for clip in clips))]
-    if config.cut_to_fit:
-        clips = _tell_apart(clips)
-    losses = [
-        replace(_source_loss(source, "list", loss.reason, loss.message), num_frames=loss.num_frames)
-        for loss in ruled_out
-    ]
-    if info.cut_off:
-        cut = _source_loss(source, "probe", "truncated", describe_cut(info))
-        losses.append(replace(cut, num_frames=_missing_samples(config, source, info)))
-    return clips, losses
-
-
-def _skipped(config: RunConfig, info: VideoInfo) -> str:
-    """Why the settings leave out this source, from its header; empty where they do not."""
-    if info.hdr and config.hdr == "skip":
-        return f"HDR video ({info.hdr}), and hdr is skip"
-    if info.interlaced in ("tff", "bff") and config.interlaced == "skip":
-        return f"interlaced video ({info.interlaced}), and interlaced is skip"
-    return ""
-
-
-def _missing_samples(config: RunConfig, source: Source, info: VideoInfo) -> int:
-    """Frames that would have been selected from the missing end of a cut-off file, about."""
-    sampler, value = config.sampler
-    if source.ranges or sampler == "num-frames":
-        return 0
-    if sampler == "every-frame":
-        return info.missing_frames
-    return math.floor(info.missing_ticks * info.time_base * value)
-
-
-def _tell_apart(clips: list[ClipSpec]) -> list[ClipSpec]:
-    """Give clips that overlap views of their own: pieces that a cut makes of two of them could
-    cover the same interval, and would have the same segment id."""
-    apart: list[ClipSpec] = []
-    for clip in clips:
-        taken = {
-            other.view
-            for other in apart
-            if other.start_pts < clip.stop_pts and clip.start_pts < other.stop_pts
-        }
-        view = next(n for n in range(len(taken) + 1) if n not in taken)
-        apart.append(replace(clip, view=view))
-    return apart
-
-
 def layout_of(config: RunConfig, clips: Sequence[ClipSpec]) -> Layout:
     """What every pack of this run has in common."""
-    width = token_width(config.tubelet_size, config.patch_size, config.channels)
+    widths = tuple(
+        token_width(tubelet_size, (height, width), config.channels, config.halo)
+        for tubelet_size, height, width in config.patches
+    )
     index = config.index
     if index == "auto":
-        index = "full" if width >= SMALL_TOKEN_BYTES else "compact"
+        index = "full" if min(widths) >= SMALL_TOKEN_BYTES else "compact"
     largest = max((max(clip.grid_thw) for clip in clips), default=0)
     return Layout(
         pack_length=config.pack_length,
         token_dtype="uint8",
-        token_width=width,
-        tubelet_size=config.tubelet_size,
-        patch_size=config.patch_size,
+        token_widths=tuple(sorted(set(widths), reverse=True)),
         index=index,
         position_dtype="int16" if largest < 2**15 else "int32",
+        order=config.order,
+        channels=config.channels,
+        halo=config.halo,
+        run_lengths=static_threshold(config.drop) is not None,
+        visible=config.store_mask,
     )
 
 
 def fingerprints_of(config: RunConfig) -> dict[str, str]:
     """What makes the tokens, what lays them out, and with which libraries."""
     return {
-        "token": fingerprint({"kind": "pixels", **config.part("token")}),
+        "token": fingerprint(config.part("token")),
         "layout": fingerprint({"store": "tokens", **config.part("layout")}),
         "environment": fingerprint(environment(config.resampler, config.decoder)),
     }
@@ -273,10 +172,11 @@ def _make_tasks(
     layout: Layout,
     placement: Placement,
 ) -> list[Task]:
-    packs_per_shard = max(1, config.shard_bytes // (layout.token_bytes * layout.pack_length))
-    run_tokens = max(layout.pack_length, packs_per_shard * layout.pack_length // RUNS_PER_SHARD)
+    pack_bytes = layout.token_bytes(max(layout.token_widths)) * layout.pack_length
+    capacity = max(1, config.shard_bytes // pack_bytes) * pack_bytes
+    most = max(pack_bytes, capacity // RUNS_PER_SHARD)
     by_split: dict[str, list[list[ClipSpec]]] = defaultdict(list)
-    for run in _runs(clips, run_tokens):
+    for run in _runs(clips, most, layout):
         by_split[sources[run[0].source].source.split].append(run)
     tasks: list[Task] = []
     for split in sorted(by_split):
@@ -288,10 +188,10 @@ def _make_tasks(
 
         runs = sorted(by_split[split], key=order)
         borders = cut_into_tasks(
-            [np.array([clip.num_tokens for clip in run]) for run in runs],
-            [np.array([clip.grid_thw[1] * clip.grid_thw[2] for clip in run]) for run in runs],
+            [Lengths.of(run, layout) for run in runs],
             placement=placement,
-            packs_per_shard=packs_per_shard,
+            token_bytes=layout.token_bytes,
+            capacity=capacity,
         )
         for first, last in borders:
             content = tuple(clip for run in runs[first:last] for clip in run)
@@ -299,15 +199,16 @@ def _make_tasks(
     return tasks
 
 
-def _runs(clips: Sequence[ClipSpec], most_tokens: int) -> Iterator[list[ClipSpec]]:
-    """Consecutive clips of one source, of at most `most_tokens` unless one clip has more."""
+def _runs(clips: Sequence[ClipSpec], most_bytes: int, layout: Layout) -> Iterator[list[ClipSpec]]:
+    """Consecutive clips of one source, of at most `most_bytes` unless one clip has more."""
     run: list[ClipSpec] = []
-    tokens = 0
+    num_bytes = 0
     for clip in clips:
-        if run and (clip.source != run[0].source or tokens + clip.num_tokens > most_tokens):
+        own = clip.num_kept * layout.token_bytes(layout.width_of(clip))
+        if run and (clip.source != run[0].source or num_bytes + own > most_bytes):
             yield run
-            run, tokens = [], 0
+            run, num_bytes = [], 0
         run.append(clip)
-        tokens += clip.num_tokens
+        num_bytes += own
     if run:
         yield run

@@ -13,12 +13,15 @@ from typing import Any
 import numpy as np
 
 from spacepatch.arena import Arena
+from spacepatch.clipwriter import TokenSettings
 from spacepatch.config import parse_colour
 from spacepatch.data import Loss, Task, TaskReport
+from spacepatch.drop import static_threshold
 from spacepatch.errors import ShardError
-from spacepatch.jobs import Job, JobResult, TokenSettings, run_job
+from spacepatch.jobs import Job, JobResult, run_job
+from spacepatch.pipeline.placement import Lengths
 from spacepatch.pipeline.planfile import Plan
-from spacepatch.pipeline.segments import Made, segment_row
+from spacepatch.pipeline.segments import Made, clip_id, segment_of
 from spacepatch.shards import (
     SHARD_ENDINGS,
     SegmentContent,
@@ -30,6 +33,7 @@ from spacepatch.shards import (
 )
 from spacepatch.shards.receipts import missing_files, write_receipt
 from spacepatch.storage import private_folder, remove
+from spacepatch.tubelets import merge_of
 from spacepatch.workers import Fault, WorkerPool
 
 TASKS_IN_MEMORY = 2
@@ -129,15 +133,12 @@ def _report(plan: Plan, running: _Running, place: int) -> JobReport:
     outcome = running.outcomes[place]
     tokens = 0
     if isinstance(outcome, JobResult):
-        tokens = sum(
-            len(made.rows) * clip.grid_thw[1] * clip.grid_thw[2]
-            for made, clip in zip(outcome.clips, clips, strict=True)
-        )
+        tokens = sum(made.num_kept for made in outcome.clips)
     info = plan.sources[clips[0].source].info
     ticks = 0 if info is None or info.still else sum(c.stop_pts - c.start_pts for c in clips)
     return JobReport(
         source=clips[0].source,
-        planned_tokens=sum(clip.num_tokens for clip in clips),
+        planned_tokens=sum(clip.num_kept for clip in clips),
         tokens=tokens,
         seconds_of_video=float(ticks * info.time_base) if info is not None else 0.0,
         is_lost=tokens == 0,
@@ -151,7 +152,7 @@ class _Running:
     task: Task
     arena: Arena
     offsets: list[int]
-    """Of each clip of the task: its first token in the arena."""
+    """Of each clip of the task: its first byte in the arena."""
     jobs: list[tuple[tuple[int, int], Job]]
     clips_of_job: list[list[int]]
     outcomes: dict[int, JobResult | Fault] = field(default_factory=dict)
@@ -159,29 +160,11 @@ class _Running:
     @classmethod
     def of(cls, plan: Plan, task: Task, folder: Path) -> _Running:
         layout = plan.layout
-        lengths = [clip.num_tokens for clip in task.clips]
-        offsets = [0, *np.cumsum(lengths).tolist()]
-        depth = layout.token_width * np.dtype(layout.token_dtype).itemsize
-        arena = Arena(offsets[-1] * depth, folder=private_folder(folder))
-        asked = plan.settings
-        settings = TokenSettings(
-            tubelet_size=layout.tubelet_size,
-            patch_size=layout.patch_size,
-            layout=asked["layout"],
-            tail=asked["tail"],
-            resampler=asked["resampler"],
-            decoder=asked["decoder"],
-            trust_input=asked["trust_input"],
-            max_pixels=asked["max_pixels"],
-            interlaced=asked["interlaced"],
-            untagged=asked["untagged"],
-            hdr=asked["hdr"],
-            background=parse_colour(asked["background"]),
-            alpha=asked["alpha"],
-            allow_corrupt=asked["allow_corrupt"],
-            token_dtype=layout.token_dtype,
-            token_width=layout.token_width,
-        )
+        itemsize = np.dtype(layout.token_dtype).itemsize
+        sizes = [clip.num_kept * layout.width_of(clip) * itemsize for clip in task.clips]
+        offsets = [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
+        arena = Arena(offsets[-1], folder=private_folder(folder))
+        settings = token_settings(plan.settings, token_dtype=layout.token_dtype)
         by_source: dict[int, list[int]] = {}
         for place, clip in enumerate(task.clips):
             by_source.setdefault(clip.source, []).append(place)
@@ -196,6 +179,7 @@ class _Running:
                 content_id=planned.content_id,
                 info=planned.info,
                 clips=clips,
+                clip_ids=tuple(clip_id(plan, clip) for clip in clips),
                 offsets=tuple(offsets[place] for place in places),
                 arena=arena.path,
                 settings=settings,
@@ -204,6 +188,28 @@ class _Running:
         # Longest first, so that no worker is left alone with a long video at the end.
         jobs.sort(key=lambda item: (-_cost(item[1]), item[0]))
         return cls(task, arena, offsets, jobs, clips_of_job)
+
+
+def token_settings(asked: dict[str, Any], *, token_dtype: str) -> TokenSettings:
+    """What every job of a run is told, from its effective settings."""
+    return TokenSettings(
+        layout=asked["layout"],
+        merge=merge_of(asked["order"]),
+        halo=asked["halo"],
+        tail=asked["tail"],
+        resampler=asked["resampler"],
+        decoder=asked["decoder"],
+        trust_input=asked["trust_input"],
+        max_pixels=asked["max_pixels"],
+        interlaced=asked["interlaced"],
+        untagged=asked["untagged"],
+        hdr=asked["hdr"],
+        background=parse_colour(asked["background"]),
+        alpha=asked["alpha"],
+        allow_corrupt=asked["allow_corrupt"],
+        static_threshold=static_threshold(asked["drop"]),
+        token_dtype=token_dtype,
+    )
 
 
 def _cost(job: Job) -> int:
@@ -218,8 +224,7 @@ def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
     """Pack what was decoded, publish the shard and then its receipt."""
     task, layout = running.task, plan.layout
     made, losses, observed = _collect(plan, running)
-    tokens = running.arena.tokens(dtype=layout.token_dtype, width=layout.token_width)
-    packs = _order_packs(plan, _contents(plan, made, tokens))
+    packs = _order_packs(plan, _contents(plan, made, running.arena))
     stem = shard_stem(plan.name, task.split, task.number)
     files: dict[str, dict[str, Any]] = {}
     checksums: list[int] = []
@@ -243,6 +248,7 @@ def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
         members=layout.members,
         token_dtype=layout.token_dtype,
         token_width=layout.token_width,
+        pack_token_widths=[pack[0].tokens.shape[1] for pack in packs],
         pack_length=layout.pack_length,
         files=files,
         pack_crc32c=checksums,
@@ -250,7 +256,7 @@ def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
         observed=observed,
     )
     write_receipt(folder, stem, receipt)
-    del tokens, packs
+    del packs
     running.arena.close()
     return TaskReport(
         number=task.number,
@@ -276,11 +282,11 @@ def _collect(
         for position, place in enumerate(places):
             spec = running.task.clips[place]
             if isinstance(outcome, Fault):
-                reports = [(outcome.reason, len(spec.frame_pts), spec.num_tokens, outcome.message)]
+                reports = [(outcome.reason, len(spec.frame_pts), spec.num_kept, outcome.message)]
             else:
                 tokens = outcome.clips[position]
                 reports = list(tokens.losses)
-                if len(tokens.rows):
+                if tokens.num_kept:
                     made[place] = Made(spec, tokens, running.offsets[place])
             lost[place] = [
                 Loss(
@@ -304,39 +310,49 @@ def _collect(
     )
 
 
-def _contents(plan: Plan, made: list[Made], tokens: np.ndarray) -> list[list[SegmentContent]]:
+def _contents(plan: Plan, made: list[Made], arena: Arena) -> list[list[SegmentContent]]:
     """Segments in their packs; a segment that is cut to fit becomes several."""
+    layout = plan.layout
 
     def can_cut(item: int, row: int) -> bool:
         # Both parts need a time of their own: a coarse time base may not have one between them.
         clip = made[item]
-        kept = clip.tokens.rows
-        before, tick = clip.spec.row_pts[kept[row - 1]], clip.spec.row_pts[kept[row]]
+        rows = clip.tokens.rows
+        before, tick = clip.spec.row_pts[rows[row - 1]], clip.spec.row_pts[rows[row]]
         return bool(clip.spec.start_pts <= before < tick < clip.spec.stop_pts)
 
-    placed = plan.placement.place(
-        [clip.num_kept for clip in made], [clip.cells for clip in made], can_cut
+    if not made:
+        return []
+    widths = [layout.width_of(clip.spec) for clip in made]
+    lengths = Lengths(
+        np.array([clip.num_kept for clip in made]),
+        np.array([clip.spec.cells for clip in made]),
+        np.array(widths),
     )
     packs = []
-    for pieces in placed:
+    for pieces in plan.placement.place(lengths, can_cut):
         pack = []
         for item, first, last in pieces:
             clip = made[item]
-            row, rows = segment_row(plan, clip, first, last)
-            start = clip.offset + first * clip.cells
-            content = tokens[start : start + row["num_kept"]]
-            pack.append(SegmentContent(row, content, rows))
+            tokens = arena.tokens(
+                clip.offset, count=clip.num_kept, dtype=layout.token_dtype, width=widths[item]
+            )
+            pack.append(segment_of(plan, clip, first, last, tokens))
         packs.append(pack)
     return packs
 
 
 def _order_packs(plan: Plan, packs: list[list[SegmentContent]]) -> list[list[SegmentContent]]:
     """Seeded order of packs, so that a shard does not begin with all of its longest clips; the
-    segments of a pack by their ids, so that no source has a place of its own."""
+    segments of a pack by their ids, so that no source has a place of its own. Packs of one token
+    width lie together, the widest first."""
 
     def key(identity: str) -> bytes:
         content = f"{plan.settings['seed']}\0order\0{identity}".encode()
         return hashlib.blake2b(content, digest_size=16).digest()
 
+    def place(pack: list[SegmentContent]) -> tuple[int, bytes]:
+        return -pack[0].tokens.shape[1], min(key(content.row["segment_id"]) for content in pack)
+
     inner = [sorted(pack, key=lambda content: key(content.row["segment_id"])) for pack in packs]
-    return sorted(inner, key=lambda pack: min(key(content.row["segment_id"]) for content in pack))
+    return sorted(inner, key=place)

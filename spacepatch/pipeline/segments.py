@@ -8,10 +8,14 @@ from typing import Any
 
 import numpy as np
 
+from spacepatch.clipwriter import ClipTokens
 from spacepatch.data import ClipSpec
-from spacepatch.jobs import ClipTokens
 from spacepatch.pipeline.planfile import Plan
+from spacepatch.randomness import Draws
 from spacepatch.resize import aspect_error
+from spacepatch.shards import SegmentContent
+from spacepatch.tubelets import cell_order, merge_of
+from spacepatch.visible import parse_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,16 +25,19 @@ class Made:
     spec: ClipSpec
     tokens: ClipTokens
     offset: int
-    """Its first token in the arena."""
-
-    @property
-    def cells(self) -> int:
-        """Tokens of one grid row."""
-        return self.spec.grid_thw[1] * self.spec.grid_thw[2]
+    """Its first byte in the arena."""
 
     @property
     def num_kept(self) -> int:
-        return len(self.tokens.rows) * self.cells
+        return self.tokens.num_kept
+
+    def kept(self, merge: int) -> np.ndarray:
+        """``(num_kept,)`` uint32: raster index of each token in the clip's grid."""
+        if self.tokens.kept is not None:
+            return self.tokens.kept
+        cells = self.spec.cells
+        order = cell_order(*self.spec.grid_thw[1:], merge=merge).astype(np.uint32)
+        return (self.tokens.rows.astype(np.uint32)[:, None] * cells + order).reshape(-1)
 
 
 def make_segment_id(
@@ -49,31 +56,72 @@ def make_segment_id(
     return hashlib.blake2b(content, digest_size=16).hexdigest()
 
 
-def segment_row(plan: Plan, made: Made, first: int, last: int) -> tuple[dict[str, Any], np.ndarray]:
-    """The row of segments.parquet for kept rows [first, last) of a clip, and those grid rows
-    counted from the segment's own first.
+def clip_id(plan: Plan, spec: ClipSpec) -> str:
+    """The segment id of a clip that is stored whole."""
+    planned = plan.sources[spec.source]
+    assert planned.info is not None, "a clip has a probed source"
+    return make_segment_id(
+        plan.fingerprints["token"],
+        seed=plan.settings["seed"],
+        source_id=planned.source.source_id,
+        start_pts=spec.start_pts,
+        stop_pts=spec.stop_pts,
+        time_base=planned.info.time_base,
+        view=spec.view,
+    )
+
+
+def segment_of(
+    plan: Plan, made: Made, first: int, last: int | None, tokens: np.ndarray
+) -> SegmentContent:
+    """The segment of kept rows [first, last) of a clip, to be written; None: up to the last.
 
     A segment covers the grid rows up to the next segment's, so that rows which were dropped at a
     cut are still accounted for.
+
+    Args:
+        tokens: ``(n, D)``: all kept tokens of the clip.
     """
+    rows, cells = made.tokens.rows, made.spec.cells
+    if last is None:
+        span, low, last = slice(None), 0, len(rows)
+    else:
+        # Only whole rows are ever cut apart: nothing is dropped then.
+        span, low = slice(first * cells, last * cells), 0 if first == 0 else int(rows[first])
+    kept = made.kept(merge_of(plan.layout.order))[span] - np.uint32(low * cells)
+    row = _row(plan, made, first, last, num_kept=len(kept))
+    visible = None
+    if plan.layout.visible:
+        mask = parse_mask(plan.settings["mask"]).visible(
+            row["grid_thw"], Draws(plan.settings["seed"], row["segment_id"], "mask")
+        )
+        visible = mask[kept].astype(np.uint8)
+    lengths = made.tokens.run_lengths
+    return SegmentContent(
+        row, tokens[span], kept, None if lengths is None else lengths[span], visible
+    )
+
+
+def _row(plan: Plan, made: Made, first: int, last: int, *, num_kept: int) -> dict[str, Any]:
+    """The row of segments.parquet for kept rows [first, last) of a clip."""
     spec, tokens, layout = made.spec, made.tokens, plan.layout
     planned = plan.sources[spec.source]
     info, source = planned.info, planned.source
     assert info is not None, "a clip has a probed source"
-    kept, size = tokens.rows, layout.tubelet_size
-    low = 0 if first == 0 else int(kept[first])
-    high = tokens.grid_t if last == len(kept) else int(kept[last])
+    rows, size = tokens.rows, spec.tubelet_size
+    low = 0 if first == 0 else int(rows[first])
+    high = tokens.grid_t if last == len(rows) else int(rows[last])
     start = spec.start_pts if low == 0 else int(spec.row_pts[low])
     stop = spec.stop_pts if high == spec.grid_thw[0] else int(spec.row_pts[high])
     frames = slice(low * size, min(high * size, tokens.num_frames))
     pts, indices = spec.frame_pts[frames], spec.frame_indices[frames]
-    rows = kept[first:last] - low
     # The frames of a kept row: a whole tubelet, but for the clip's last row before its tail.
-    valid = sum(min(size, len(pts) - int(row) * size) for row in rows)
+    valid = sum(min(size, len(pts) - (int(row) - low) * size) for row in rows[first:last])
     grid = (high - low, *spec.grid_thw[1:])
     seconds = [float(int(time) * info.time_base) for time in pts[::size]]
     part = info.part_at(int(spec.frame_indices[0]))
-    row = {
+    scaled = spec.fit.scaled
+    return {
         "segment_id": make_segment_id(
             plan.fingerprints["token"],
             seed=plan.settings["seed"],
@@ -89,9 +137,9 @@ def segment_row(plan: Plan, made: Made, first: int, last: int) -> tuple[dict[str
         "split": source.split,
         "clip": spec.clip,
         "view": spec.view,
-        "view_of": spec.clip,
-        "num_tokens": grid[0] * made.cells,
-        "num_kept": len(rows) * made.cells,
+        "view_of": spec.view_of,
+        "num_tokens": grid[0] * spec.cells,
+        "num_kept": num_kept,
         "grid_thw": grid,
         "size": spec.size,
         "seconds": seconds,
@@ -112,19 +160,16 @@ def segment_row(plan: Plan, made: Made, first: int, last: int) -> tuple[dict[str
         "corrupt_frames": len(pts) - valid,
         "damaged_frames": int(np.isin(tokens.damaged, np.arange(low * size, high * size)).sum()),
         "tail": plan.settings["tail"],
-        "crop": None,
-        "pad": (0, 0),
-        "scale": [
-            spec.size[0] / part.display_size[0],
-            spec.size[1] / part.display_size[1],
-        ],
-        "aspect_error": aspect_error(part.display_size, spec.size),
+        "crop": spec.fit.crop,
+        "pad": spec.fit.pad,
+        "scale": [scaled[0] / part.display_size[0], scaled[1] / part.display_size[1]],
+        "aspect_error": aspect_error(part.display_size, scaled),
         "tubelet_size": size,
-        "patch_size": layout.patch_size,
+        "patch_size": spec.patch_size,
+        "halo": layout.halo,
         "layout": plan.settings["layout"],
         "order": layout.order,
-        "drop": None,
+        "drop": spec.drop,
         "decoder": tokens.decoder,
         "pts_repaired": info.pts_repaired,
     }
-    return row, rows

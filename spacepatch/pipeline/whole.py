@@ -19,15 +19,9 @@ from spacepatch.pipeline.finishing import (
     forget_retryable,
 )
 from spacepatch.pipeline.folder import check_folder, clear_folder
-from spacepatch.pipeline.planfile import (
-    Plan,
-    check_inputs,
-    check_plan,
-    read_plan,
-    read_plan_document,
-    write_plan,
-)
+from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
 from spacepatch.pipeline.planning import plan_run, probe_sources
+from spacepatch.pipeline.resuming import check_inputs, check_plan
 from spacepatch.pipeline.running import JobReport, pending_tasks, run_tasks
 from spacepatch.selection import parse_share, select_sources
 from spacepatch.sources import Listing, list_sources

@@ -32,6 +32,10 @@ class PackMembers:
     """(N,) int32, 1-based."""
     positions: np.ndarray
     """(N, 3): t, h, w in the segment's grid."""
+    run_lengths: np.ndarray | None
+    """(N,) uint16: tubelets in time that each token stands for, where static ones are dropped."""
+    visible: np.ndarray | None
+    """(N,) uint8: a stored mask, 1 = visible to the encoder."""
     document: dict[str, Any]
     """pack.json."""
 
@@ -152,8 +156,13 @@ class ShardReader:
             segments=segments,
             segment_ids=ids,
             positions=positions,
+            run_lengths=self._optional(pack, "run_lengths.npy"),
+            visible=self._optional(pack, "visible.npy"),
             document=self.document(pack),
         )
+
+    def _optional(self, pack: int, name: str) -> np.ndarray | None:
+        return self.array(pack, name) if name in self.receipt.members else None
 
 
 def positions_of_kept(kept: np.ndarray, segments: np.ndarray) -> np.ndarray:

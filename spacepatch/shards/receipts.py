@@ -26,7 +26,10 @@ class ShardReceipt:
     tokens: int
     members: list[str]
     token_dtype: str
-    token_width: int
+    token_width: int | None
+    """Of every pack; None where they differ."""
+    pack_token_widths: list[int]
+    """Of each pack; those of one width lie together, the widest first."""
     pack_length: int
     files: dict[str, dict[str, Any]]
     """Of each file of the shard: bytes and sha256."""

@@ -14,9 +14,11 @@ from typing import IO, Any
 import numpy as np
 from crc32c import crc32c
 
+from spacepatch.data import ClipSpec
 from spacepatch.shards.tables import SEGMENTS, write_table
 from spacepatch.shards.version import FORMAT_VERSION
 from spacepatch.storage import publish, publish_bytes
+from spacepatch.tubelets import token_width
 
 BLOCK = 512
 SHARD_ENDINGS = ("tar", "index.npy", "segments.parquet")
@@ -43,27 +45,48 @@ class Layout:
 
     pack_length: int
     token_dtype: str
-    token_width: int
-    tubelet_size: int
-    patch_size: tuple[int, int]
+    token_widths: tuple[int, ...]
+    """Values in a token, the largest first; a pack holds tokens of one width."""
     index: str
     """full | compact"""
     position_dtype: str
     order: str = "raster"
     store: str = "tokens"
+    channels: int = 3
+    halo: int = 0
+    """Pixels around its patch that a token covers too."""
+    run_lengths: bool = False
+    """How many tubelets each token stands for is stored."""
+    visible: bool = False
+    """A mask is stored."""
 
     @property
     def members(self) -> list[str]:
         """Members of a sample, in order."""
-        if self.index == "full":
-            return ["tokens.npy", "segments.npy", "segment_ids.npy", "positions.npy", "pack.json"]
-        # Corrupt frames drop rows under any settings, so the raster index is always there.
-        return ["tokens.npy", "segments.npy", "kept.npy", "pack.json"]
+        # Corrupt frames drop rows under any settings, so compact always has the raster index.
+        index = {"full": ["segment_ids.npy", "positions.npy"], "compact": ["kept.npy"]}
+        return [
+            "tokens.npy",
+            "segments.npy",
+            *index[self.index],
+            *(["run_lengths.npy"] if self.run_lengths else []),
+            *(["visible.npy"] if self.visible else []),
+            "pack.json",
+        ]
 
     @property
-    def token_bytes(self) -> int:
-        """Bytes of a token on disk, with its share of ids and positions."""
-        content = self.token_width * np.dtype(self.token_dtype).itemsize
+    def token_width(self) -> int | None:
+        """Of every token; None where packs differ."""
+        return self.token_widths[0] if len(self.token_widths) == 1 else None
+
+    def width_of(self, clip: ClipSpec) -> int:
+        """Values in a token of a clip."""
+        return token_width(clip.tubelet_size, clip.patch_size, self.channels, self.halo)
+
+    def token_bytes(self, width: int) -> int:
+        """Bytes on disk of a token of `width` values, with its share of ids and positions."""
+        content = width * np.dtype(self.token_dtype).itemsize
+        content += 2 * self.run_lengths + self.visible
         if self.index == "full":
             return content + 4 + 3 * np.dtype(self.position_dtype).itemsize
         return content + 4
@@ -77,8 +100,12 @@ class SegmentContent:
     """Its row of segments.parquet, but for shard, pack, offset and tokens_crc32c."""
     tokens: np.ndarray
     """(num_kept, D), C-contiguous: a slice of the arena."""
-    rows: np.ndarray
-    """(R,) int32: the grid rows (t) that were kept."""
+    kept: np.ndarray
+    """(num_kept,) uint32: raster index of each token in the segment's grid, in the order stored."""
+    run_lengths: np.ndarray | None = None
+    """(num_kept,) uint16: tubelets in time that each token stands for."""
+    visible: np.ndarray | None = None
+    """(num_kept,) uint8: 1 = visible to the encoder."""
 
 
 def shard_stem(name: str, split: str, number: int) -> str:
@@ -164,29 +191,37 @@ def _members(
         row["tokens_crc32c"] = crc32c(_bytes_of(content.tokens))
         row["extra"] = json.dumps(row["extra"], sort_keys=True, ensure_ascii=False)
         rows.append(row)
-        table[place] = (offset, row["num_kept"], *row["grid_thw"], layout.tubelet_size,
-                        *layout.patch_size)  # fmt: skip
+        table[place] = (offset, row["num_kept"], *row["grid_thw"], row["tubelet_size"],
+                        *row["patch_size"])  # fmt: skip
         described.append(
             {key: row[key] for key in PACK_JSON_SEGMENT} | {"extra": content.row["extra"]}
         )
         offset += row["num_kept"]
 
-    header = _npy_header(layout.token_dtype, (offset, layout.token_width))
+    width = contents[0].tokens.shape[1]
+    header = _npy_header(layout.token_dtype, (offset, width))
     yield "tokens.npy", [header, *(_bytes_of(content.tokens) for content in contents)]
     yield "segments.npy", _npy(table)
-    grids = [(content.rows, content.row["grid_thw"]) for content in contents]
     if layout.index == "full":
         ids = np.repeat(np.arange(1, len(contents) + 1, dtype=np.int32), table[:, 1])
         yield "segment_ids.npy", _npy(ids)
-        positions = [_positions(kept, grid, layout.position_dtype) for kept, grid in grids]
-        yield "positions.npy", _npy(np.concatenate(positions))
+        positions = np.concatenate(
+            [positions_in(content.kept, content.row["grid_thw"]) for content in contents]
+        )
+        yield "positions.npy", _npy(positions.astype(layout.position_dtype))
     else:
-        yield "kept.npy", _npy(np.concatenate([_kept(kept, grid) for kept, grid in grids]))
+        yield "kept.npy", _npy(np.concatenate([content.kept for content in contents]))
+    for name, arrays in (
+        ("run_lengths.npy", [content.run_lengths for content in contents]),
+        ("visible.npy", [content.visible for content in contents]),
+    ):
+        if name in layout.members:
+            yield name, _npy(np.concatenate([array for array in arrays if array is not None]))
     document = {
         "format_version": FORMAT_VERSION,
         "store": layout.store,
         "pack_length": layout.pack_length,
-        "token_width": layout.token_width,
+        "token_width": width,
         "token_dtype": layout.token_dtype,
         "order": layout.order,
         "segments": described,
@@ -195,20 +230,12 @@ def _members(
     yield "pack.json", [text.encode()]
 
 
-def _positions(rows: np.ndarray, grid: Sequence[int], dtype: str) -> np.ndarray:
-    """(len(rows) * H * W, 3): t, h, w of each kept token, in raster order."""
+def positions_in(kept: np.ndarray, grid: Sequence[int]) -> np.ndarray:
+    """``(N, 3)`` int64 positions (t, h, w) of ``(N,)`` raster indices in a grid."""
     _, height, width = grid
-    positions = np.empty((len(rows), height, width, 3), dtype)
-    positions[..., 0] = rows[:, None, None]
-    positions[..., 1] = np.arange(height)[None, :, None]
-    positions[..., 2] = np.arange(width)
-    return positions.reshape(-1, 3)
-
-
-def _kept(rows: np.ndarray, grid: Sequence[int]) -> np.ndarray:
-    """Raster index of each kept token in its segment's grid."""
-    cells = grid[1] * grid[2]
-    return (rows.astype(np.uint32)[:, None] * cells + np.arange(cells, dtype=np.uint32)).reshape(-1)
+    raster = kept.astype(np.int64)
+    cells = height * width
+    return np.stack([raster // cells, raster % cells // width, raster % width], axis=-1)
 
 
 def _bytes_of(array: np.ndarray) -> memoryview:

@@ -1,0 +1,118 @@
+"""The settings of packs and shards, of which sources are taken, and of how a run is done."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, field_validator
+
+from spacepatch.config.fields import setting
+from spacepatch.config.values import parse_bytes
+
+SHARD_NAME = r"[0-9A-Za-z_-]{1,32}"
+MAX_NAME = 32
+"""Characters in a shard name: with split and numbers, keys stay within 80."""
+
+
+class PackSettings(BaseModel):
+    """How tokens are packed and stored."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    pack_length: int = setting(
+        8192,
+        "layout",
+        "Tokens in a pack. Longer packs fill better and cost more attention.",
+        ge=1,
+        le=2**24,
+    )
+    long: str = setting(
+        "split", "layout", "Clips longer than a pack: split by time, skip (counted) or error."
+    )
+    packer: str = setting(
+        "best-fit-decreasing",
+        "layout",
+        "next-fit, first-fit, first-fit-decreasing or best-fit-decreasing.",
+    )
+    window: int | None = setting(
+        None, "layout", "Open packs of first-fit (NaViT's way); default: no limit.", ge=1
+    )
+    max_segments: int | None = setting(None, "layout", "Segments in a pack at most.", ge=1)
+    cut_to_fit: bool = setting(
+        False, "layout", "Let the packer cut segments between grid rows to fill packs."
+    )
+    shard_size: str = setting(
+        "256MB", "layout", "Size of a shard at most (64MB, 1GiB); a task holds one in memory."
+    )
+    index: str = setting(
+        "auto",
+        "layout",
+        "full stores ids and positions for each token, compact rebuilds them; auto: full from 64 "
+        "bytes a token up.",
+    )
+    name: str | None = setting(
+        None, "layout", "Name of the shards; default: 8 hex digits of the plan's id."
+    )
+
+    @field_validator("name")
+    @classmethod
+    def _shard_name(cls, value: str | None) -> str | None:
+        if value is not None and not re.fullmatch(SHARD_NAME, value):
+            raise ValueError(f"must be 1 to {MAX_NAME} of 0-9 A-Z a-z _ -")
+        return value
+
+    @field_validator("shard_size", mode="before")
+    @classmethod
+    def _size(cls, value: Any) -> str:
+        parse_bytes(str(value))
+        return str(value)
+
+    @property
+    def shard_bytes(self) -> int:
+        return parse_bytes(self.shard_size)
+
+
+class RunSettings(BaseModel):
+    """Which sources, and how the run is done."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seed: int = setting(0, "seed", "Seed of every random choice.", ge=0)
+    sample: str | None = setting(
+        None, "selection", "Take only this many sources (100), or this share (1%), seeded."
+    )
+    limit: int | None = setting(None, "selection", "Take only the first N sources.", ge=1)
+    split: str | None = setting(
+        None, "selection", "Split by source, seeded: train=0.98,val=0.02. A shard holds one."
+    )
+
+    workers: int | None = setting(
+        None, "run", "Worker processes; default: one a core (cgroup limits respected).", ge=1
+    )
+    timeout: float = setting(
+        60.0, "run", "Seconds without a new frame until a video is given up.", gt=0, le=1e9
+    )
+    worker_memory: str = setting(
+        "4GB", "run", "Memory that a worker may take; a video that needs more is lost (retryable)."
+    )
+    max_losses: str | None = setting(
+        None, "run", "Stop once more than N (or P%) of the sources are lost; resumable."
+    )
+
+    @field_validator("sample", "max_losses", "split", mode="before")
+    @classmethod
+    def _share(cls, value: Any, info: Any) -> str | None:
+        from spacepatch.selection import parse_share, parse_split
+
+        if value is not None and info.field_name == "split":
+            parse_split(str(value))
+        elif value is not None:
+            parse_share(info.field_name, str(value), 0)
+        return None if value is None else str(value)
+
+    @field_validator("worker_memory", mode="before")
+    @classmethod
+    def _memory(cls, value: Any) -> str:
+        parse_bytes(str(value))
+        return str(value)

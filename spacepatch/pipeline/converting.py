@@ -1,0 +1,325 @@
+"""Convert a dataset to another layout, order or patch size, without decoding anything."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spacepatch.config import RunConfig
+from spacepatch.data import ClipSpec, Task
+from spacepatch.errors import ConfigError, ResumeError, ShardError
+from spacepatch.pipeline.finishing import RunSummary, finish_run
+from spacepatch.pipeline.folder import check_folder, clear_folder
+from spacepatch.pipeline.placement import Placement
+from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
+from spacepatch.pipeline.planning import fingerprints_of, layout_of
+from spacepatch.pipeline.recutting import (
+    Stored,
+    check_divides,
+    new_grid,
+    recut_segment,
+    relay_segment,
+)
+from spacepatch.pipeline.running import pending_tasks
+from spacepatch.pipeline.segments import make_segment_id
+from spacepatch.shards import (
+    DATASET,
+    SegmentContent,
+    ShardReader,
+    ShardReceipt,
+    read_receipt,
+    receipt_path,
+    shard_stem,
+    write_shard,
+)
+from spacepatch.shards.receipts import write_receipt
+from spacepatch.shards.tables import read_table
+from spacepatch.storage import lock, sweep_temporary
+
+Progress = Callable[[int, int], None]
+"""Told (done, total) after each shard."""
+
+
+def convert(
+    folder: Path,
+    *,
+    out: Path,
+    layout: str | None = None,
+    order: str | None = None,
+    patch: str | None = None,
+    pack_length: int | None = None,
+    overwrite: bool = False,
+    on_shard: Progress = lambda done, total: None,
+) -> RunSummary:
+    """Write the tokens of a dataset anew; what is not given stays as it is.
+
+    Packs keep their segments and their order. With another layout or order the result is, byte by
+    byte, what tokenizing with it would have written, and converting back gives the first one. With
+    another patch the frames are joined and cut again, and `pack_length` changes in proportion, so
+    that packs keep their pixels.
+
+    Args:
+        layout: a word of `LAYOUTS`. order: ``raster`` or ``merge n x n``.
+        patch: one (frames x height x width); of undropped pixels only.
+        pack_length: with `patch`, instead of that in proportion.
+
+    Raises:
+        ShardError: `folder` is no finished dataset, or damaged.
+        ConfigError: it cannot be had in that form.
+        ResumeError: `out` holds something else.
+    """
+    before = _read_finished(folder)
+    config = _settings(before, layout=layout, order=order, patch=patch)
+    if patch is not None:
+        length = _pack_length(folder, before, config, pack_length)
+        config = config.model_copy(update={"pack_length": length})
+    elif pack_length is not None:
+        raise ConfigError("pack_length is for patch: other layouts leave packs as they are")
+    if folder.resolve() == out.resolve():
+        raise ConfigError(f"{out}: is the dataset itself; give another folder to --out")
+    check_folder(out)
+    with lock(out):
+        sweep_temporary(out)
+        if overwrite:
+            clear_folder(out)
+        plan = _write_plan(out, _plan(before, config, recut=patch is not None), config)
+        pending = {task.number for task in pending_tasks(out, plan)}
+        for done, (old, new) in enumerate(zip(before.tasks, plan.tasks, strict=True)):
+            on_shard(done, len(plan.tasks))
+            if new.number in pending:
+                _convert_task(folder, out, before, plan, old, new, config, recut=patch is not None)
+        on_shard(len(plan.tasks), len(plan.tasks))
+        return finish_run(out, plan)
+
+
+def _read_finished(folder: Path) -> Plan:
+    if not (folder / DATASET).is_file():
+        raise ShardError(
+            f"{folder}: no {DATASET}: not a dataset, or an unfinished one; "
+            "run spacepatch tokenize to the end"
+        )
+    return read_plan(folder, {})
+
+
+def _settings(plan: Plan, *, layout: str | None, order: str | None, patch: str | None) -> RunConfig:
+    from spacepatch.config import load_config
+
+    given = {"layout": layout, "order": order, "patch": patch}
+    changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
+    if not changed:
+        raise ConfigError("nothing to convert to: give --to, --order or --patch")
+    if patch is not None:
+        if plan.settings["drop"] is not None:
+            raise ConfigError(
+                f"patch {patch}: tokens were dropped ({plan.settings['drop']}), so frames cannot "
+                "be joined to be cut again: tokenize again"
+            )
+        if plan.settings["kind"] != "pixels":
+            raise ConfigError(f"patch {patch}: the tokens are {plan.settings['kind']}, not pixels")
+        changed["views"] = 1 if plan.settings["views"] == "all" else plan.settings["views"]
+    settings = {key: value for key, value in plan.settings.items() if value is not None}
+    config = load_config(settings | changed)
+    if len(config.patches) > 1 and patch is not None:
+        raise ConfigError(f"patch {patch}: give one; a dataset is cut into one size")
+    for task in plan.tasks if patch is not None else ():
+        for clip in task.clips:
+            check_divides(plan.sources[clip.source].source.name, clip.size, config)
+    return config
+
+
+def _pack_length(folder: Path, plan: Plan, config: RunConfig, wish: int | None) -> int:
+    """Tokens in a pack of as many pixels, and enough for each pack that there is."""
+    longest = _longest_pack(folder, config)
+    if wish is not None:
+        if longest > wish:
+            raise ConfigError(f"pack_length {wish}: a pack has {longest} tokens of {config.patch}")
+        return wish
+    ratios = {
+        Fraction(math.prod(clip.patch_size) * clip.tubelet_size, math.prod(config.patches[0]))
+        for task in plan.tasks
+        for clip in task.clips
+    }
+    scaled = math.floor(plan.layout.pack_length * max(ratios, default=Fraction(1)))
+    return max(scaled, longest, 1)
+
+
+def _longest_pack(folder: Path, config: RunConfig) -> int:
+    """Tokens in the longest pack, once it is cut into the new patches."""
+    tubelet_size, height, width = config.patches[0]
+    lengths: Counter[tuple[int, int]] = Counter()
+    columns = "shard pack num_kept grid_thw size tubelet_size valid_frames corrupt_frames".split()
+    for row in read_table(folder / "segments.parquet", columns):
+        rows = row["num_kept"] // (row["grid_thw"][1] * row["grid_thw"][2])
+        if row["tubelet_size"] != tubelet_size:
+            rows = -(-(row["valid_frames"] + row["corrupt_frames"]) // tubelet_size)
+        cells = (row["size"][0] // height) * (row["size"][1] // width)
+        lengths[row["shard"], row["pack"]] += rows * cells
+    return max(lengths.values(), default=0)
+
+
+def _plan(before: Plan, config: RunConfig, *, recut: bool) -> Plan:
+    """The plan of the converted dataset: the same clips in the same tasks."""
+    tasks = before.tasks
+    if recut:
+        tasks = tuple(
+            replace(task, clips=tuple(_recut_clip(before, clip, config) for clip in task.clips))
+            for task in tasks
+        )
+    clips = [clip for task in tasks for clip in task.clips]
+    prints = fingerprints_of(config) | {"environment": before.fingerprints["environment"]}
+    return replace(
+        before,
+        plan_id="",
+        name="",
+        settings=config.part("token", "layout", "selection", "seed"),
+        fingerprints=prints,
+        layout=layout_of(config, clips),
+        placement=Placement.of(config),
+        tasks=tasks,
+    )
+
+
+def _recut_clip(plan: Plan, clip: ClipSpec, config: RunConfig) -> ClipSpec:
+    tubelet_size, height, width = config.patches[0]
+    if plan.placement.cut_to_fit and tubelet_size != clip.tubelet_size:
+        raise ConfigError(
+            f"patch {config.patch}: segments were cut to fit packs between rows of "
+            f"{clip.tubelet_size} frames: keep the tubelet size, or tokenize again"
+        )
+    grid = new_grid(len(clip.frame_pts), clip.size, config)
+    return replace(
+        clip,
+        tubelet_size=tubelet_size,
+        patch_size=(height, width),
+        grid_thw=grid,
+        num_kept=math.prod(grid),
+    )
+
+
+def _write_plan(out: Path, plan: Plan, config: RunConfig) -> Plan:
+    """Make it durable; an interrupted conversion goes on only with the very same one."""
+    try:
+        document = read_plan_document(out)
+    except ShardError:
+        if (out / "plan.json").exists():
+            raise
+        return write_plan(out, plan)
+    sources = {entry.source.source_id: entry.source for entry in plan.sources}
+    found = read_plan(out, sources)
+    same = document["fingerprints"] == plan.fingerprints and len(found.tasks) == len(plan.tasks)
+    if not same or document["inputs"] != plan.inputs:
+        raise ResumeError(
+            f"{out}: holds another dataset; give a new or empty folder, or --overwrite"
+        )
+    return found
+
+
+def _convert_task(
+    folder: Path,
+    out: Path,
+    before: Plan,
+    plan: Plan,
+    old: Task,
+    new: Task,
+    config: RunConfig,
+    *,
+    recut: bool,
+) -> None:
+    """One shard, with its receipt."""
+    stem = shard_stem(before.name, old.split, old.number)
+    receipt = read_receipt(receipt_path(folder, stem))
+    packs: list[list[SegmentContent]] = []
+    files: dict[str, dict[str, Any]] = {}
+    checksums: list[int] = []
+    new_stem = shard_stem(plan.name, new.split, new.number)
+    if receipt.packs:
+        with ShardReader(folder / f"{stem}.tar", receipt=receipt) as reader:
+            for pack in _read_packs(reader, folder / f"{stem}.segments.parquet"):
+                packs.append(
+                    [
+                        recut_segment(stored, config, segment_id=_identity(plan, stored.row))
+                        if recut
+                        else relay_segment(stored, config)
+                        for stored in pack
+                    ]
+                )
+            files, checksums = write_shard(
+                out, stem=new_stem, number=new.number, packs=packs, layout=plan.layout
+            )
+    rows = [content.row for pack in packs for content in pack]
+    write_receipt(
+        out,
+        new_stem,
+        replace(
+            receipt,
+            task_id=new.task_id,
+            plan_id=plan.plan_id,
+            tokens=sum(row["num_kept"] for row in rows),
+            members=plan.layout.members,
+            token_width=plan.layout.token_width,
+            pack_token_widths=[pack[0].tokens.shape[1] for pack in packs],
+            pack_length=plan.layout.pack_length,
+            files=files,
+            pack_crc32c=checksums,
+            losses=_losses(plan, old, new, receipt, rows) if recut else receipt.losses,
+        ),
+    )
+
+
+def _read_packs(reader: ShardReader, table: Path) -> Iterator[list[Stored]]:
+    rows = iter(read_table(table))
+    for number in range(len(reader)):
+        pack = reader.read(number)
+        stored = []
+        for offset, num_kept, *_ in pack.segments.tolist():
+            row, span = next(rows), slice(offset, offset + num_kept)
+            t, h, w = pack.positions[span].astype(np.int64).T
+            kept = (t * row["grid_thw"][1] + h) * row["grid_thw"][2] + w
+            lengths = None if pack.run_lengths is None else pack.run_lengths[span]
+            stored.append(Stored(row, pack.tokens[span], kept, lengths))
+        yield stored
+
+
+def _identity(plan: Plan, row: dict[str, Any]) -> str:
+    return make_segment_id(
+        plan.fingerprints["token"],
+        seed=plan.settings["seed"],
+        source_id=row["source_id"],
+        start_pts=row["clip_start_pts"],
+        stop_pts=row["clip_stop_pts"],
+        time_base=row["time_base"],
+        view=row["view"],
+    )
+
+
+def _losses(
+    plan: Plan, old: Task, new: Task, receipt: ShardReceipt, rows: list[dict[str, Any]]
+) -> list[dict[str, Any]]:
+    """The losses of a task, their tokens counted in the new patches."""
+    kept: dict[tuple[str, int], int] = {}
+    for row in rows:
+        key = row["source_id"], row["clip"]
+        kept[key] = kept.get(key, 0) + row["num_kept"]
+    ratio: dict[tuple[str, int | None], Fraction] = {}
+    missing: dict[tuple[str, int | None], int] = {}
+    for before, after in zip(old.clips, new.clips, strict=True):
+        key = plan.sources[after.source].source.source_id, after.clip
+        missing[key] = after.num_kept - kept.get(key, 0)
+        lost = sum(
+            loss["num_tokens"]
+            for loss in receipt.losses
+            if (loss["source_id"], loss["clip"]) == key
+        )
+        ratio[key] = Fraction(missing[key], lost) if lost else Fraction(0)
+        assert before.clip == after.clip, "clips keep their order"
+    return [
+        loss | {"num_tokens": int(loss["num_tokens"] * ratio[loss["source_id"], loss["clip"]])}
+        for loss in receipt.losses
+    ]

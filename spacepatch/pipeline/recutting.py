@@ -1,0 +1,182 @@
+"""Bring the tokens of a stored segment to another layout, order or patch size."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spacepatch.config import RunConfig
+from spacepatch.errors import ConfigError
+from spacepatch.randomness import Draws
+from spacepatch.shards import SegmentContent
+from spacepatch.tubelets import (
+    cell_order,
+    change_layout,
+    cut_tubelets,
+    grid_shape,
+    join_tubelets,
+    merge_of,
+)
+from spacepatch.visible import parse_mask
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """A segment as it lies in a shard."""
+
+    row: dict[str, Any]
+    """Of segments.parquet."""
+    tokens: np.ndarray
+    """(n, D)."""
+    kept: np.ndarray
+    """(n,) raster index of each in the segment's grid."""
+    run_lengths: np.ndarray | None
+
+
+def relay_segment(stored: Stored, config: RunConfig) -> SegmentContent:
+    """The same tokens with their values, and themselves, in another order."""
+    row = stored.row
+    _, grid_h, grid_w = row["grid_thw"]
+    place = np.argsort(cell_order(grid_h, grid_w, merge=config.merge))
+    cells = grid_h * grid_w
+    order = np.argsort(stored.kept // cells * cells + place[stored.kept % cells], kind="stable")
+    halo = row["halo"]
+    patch_h, patch_w = (side + 2 * halo for side in row["patch_size"])
+    tokens = change_layout(
+        stored.tokens[order],
+        token_shape=(config.channels, row["tubelet_size"], patch_h, patch_w),
+        before=row["layout"],
+        after=config.layout,
+    )
+    lengths = stored.run_lengths
+    return content_of(
+        row,
+        tokens,
+        stored.kept[order].astype(np.uint32),
+        config,
+        run_lengths=None if lengths is None else lengths[order],
+    )
+
+
+def recut_segment(stored: Stored, config: RunConfig, *, segment_id: str) -> SegmentContent:
+    """The frames of a segment of which nothing was dropped, cut into other patches.
+
+    Raises:
+        ConfigError: the new patch does not divide its frames, or its damaged rows.
+    """
+    row = stored.row
+    size, (height, width) = config.patches[0][0], config.patches[0][1:]
+    check_divides(row["source"], tuple(row["size"]), config)
+    grid = row["grid_thw"]
+    rows = stored.kept[:: grid[1] * grid[2]] // (grid[1] * grid[2])
+    frames = join_tubelets(
+        stored.tokens,
+        grid_thw=(len(rows), grid[1], grid[2]),
+        tubelet_size=row["tubelet_size"],
+        patch_size=tuple(row["patch_size"]),
+        layout=row["layout"],
+        merge=merge_of(row["order"]),
+        halo=row["halo"],
+    )
+    num_frames = len(row["frame_pts"])
+    padded = row["padded_frames"]
+    if size != row["tubelet_size"]:
+        if len(rows) != grid[0]:
+            raise ConfigError(
+                f"{row['source']} clip {row['clip']}: has lost rows of {row['tubelet_size']} "
+                f"frames, which cannot be cut into rows of {size}: keep the tubelet size, or "
+                "tokenize again"
+            )
+        frames, padded = _fill_tail(frames[:num_frames], size, row)
+        rows = np.arange(len(frames) // size)
+    grid_t = math.ceil(num_frames / size)
+    new_grid = (grid_t, row["size"][0] // height, row["size"][1] // width)
+    tokens = cut_tubelets(
+        frames,
+        tubelet_size=size,
+        patch_size=(height, width),
+        layout=config.layout,
+        merge=config.merge,
+        halo=row["halo"],
+    )
+    order = cell_order(*new_grid[1:], merge=config.merge)
+    kept = (rows[:, None] * len(order) + order).reshape(-1).astype(np.uint32)
+    pts = np.array(row["frame_pts"])
+    changed = row | {
+        "segment_id": segment_id,
+        "num_tokens": math.prod(new_grid),
+        "num_kept": len(kept),
+        "grid_thw": new_grid,
+        "padded_frames": padded,
+        "tubelet_size": size,
+        "patch_size": (height, width),
+        "seconds": _seconds(pts[::size], row["time_base"]),
+    }
+    return content_of(changed, tokens, kept, config, run_lengths=None)
+
+
+def _seconds(pts: np.ndarray, time_base: str) -> list[float]:
+    from fractions import Fraction
+
+    return [float(int(time) * Fraction(time_base)) for time in pts]
+
+
+def _fill_tail(frames: np.ndarray, size: int, row: dict[str, Any]) -> tuple[np.ndarray, int]:
+    """Fill the last tubelet as the tail policy says; returns the frames and how many were added."""
+    missing = -len(frames) % size
+    if missing and row["tail"] == "drop":
+        raise ConfigError(
+            f"{row['source']} clip {row['clip']}: {len(frames)} frames fill no whole tubelets of "
+            f"{size}, and tail is drop: tokenize again"
+        )
+    last = frames[-1:] if row["tail"] == "repeat" else np.zeros_like(frames[-1:])
+    return np.concatenate([frames, *[last] * missing]), missing
+
+
+def check_divides(source: str, size: tuple[int, int], config: RunConfig) -> None:
+    """Raise a `ConfigError` where the patches do not divide a frame of (h, w) pixels."""
+    _, height, width = config.patches[0]
+    unit = height * config.multiple, width * config.multiple
+    if size[0] % unit[0] or size[1] % unit[1]:
+        raise ConfigError(
+            f"patch {config.patch}: frames of {source} are {size[0]}x{size[1]} (h x w), no "
+            f"multiple of {unit[0]}x{unit[1]}: tokenize again, or take a patch that divides them"
+        )
+
+
+def content_of(
+    row: dict[str, Any],
+    tokens: np.ndarray,
+    kept: np.ndarray,
+    config: RunConfig,
+    *,
+    run_lengths: np.ndarray | None,
+) -> SegmentContent:
+    """A segment to be written: its row as the new settings have it, and its mask anew."""
+    visible = None
+    if config.store_mask and config.mask is not None:
+        draws = Draws(config.seed, row["segment_id"], "mask")
+        visible = parse_mask(config.mask).visible(tuple(row["grid_thw"]), draws)[kept]
+    return SegmentContent(
+        row | {"layout": config.layout, "order": config.order, "extra": json.loads(row["extra"])},
+        tokens,
+        kept,
+        run_lengths,
+        None if visible is None else visible.astype(np.uint8),
+    )
+
+
+def new_grid(num_frames: int, size: tuple[int, int], config: RunConfig) -> tuple[int, int, int]:
+    """The grid of a clip in the new patches."""
+    tubelet_size, height, width = config.patches[0]
+    return grid_shape(
+        num_frames,
+        size,
+        tubelet_size=tubelet_size,
+        patch_size=(height, width),
+        tail=config.tail,
+    )

@@ -1,0 +1,80 @@
+"""Whether a later start may go on with a plan: the same settings, libraries and inputs."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from spacepatch.config import RunConfig
+from spacepatch.data import Source
+from spacepatch.environment import environment
+from spacepatch.errors import ResumeError
+from spacepatch.pipeline.planfile import Plan, inputs_fingerprint
+from spacepatch.sources import Listing, content_id
+
+
+def check_plan(document: dict[str, Any], config: RunConfig) -> None:
+    """Refuse to go on with other settings or libraries than those of the plan.
+
+    Raises:
+        ResumeError: naming each difference.
+    """
+    differences = []
+    now = config.part("token", "layout", "selection", "seed")
+    for key, value in now.items():
+        if document["settings"].get(key) != value:
+            differences.append(f"{key} was {document['settings'].get(key)!r}, is {value!r}")
+    for name, value in environment(config.resampler, config.decoder).items():
+        if document["environment"].get(name) != value:
+            differences.append(f"{name} was {document['environment'].get(name)}, is {value}")
+    if differences:
+        raise ResumeError(
+            "this folder was begun differently: "
+            + "; ".join(differences)
+            + ". Use the same, another --out, or --overwrite to begin anew"
+        )
+
+
+NAMES_SHOWN = 5
+
+
+def check_inputs(plan: Plan, listing: Listing) -> None:
+    """Refuse to go on with other inputs than those of the plan.
+
+    Raises:
+        ResumeError: naming what was added, removed or changed.
+    """
+    planned = {entry.source.source_id: entry for entry in plan.sources}
+    listed = {source.source_id: source for source in (*listing.sources, *listing.missing)}
+    added = [listed[key].name for key in listed if key not in planned]
+    removed = [planned[key].source.name for key in planned if key not in listed]
+
+    def is_changed(source: Source) -> bool:
+        entry = planned[source.source_id]
+        before = entry.content_id
+        if not before and entry.source.num_bytes == source.num_bytes:
+            return False  # its probe was lost: what it held then is not known
+        try:
+            now = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
+        except OSError:
+            now = ""
+        return before != now
+
+    both = [source for key, source in listed.items() if key in planned]
+    with ThreadPoolExecutor(8) as threads:
+        changes = threads.map(is_changed, both)
+        changed = [source.name for source, differs in zip(both, changes, strict=True) if differs]
+    parts = [
+        f"{len(names)} {word} ({', '.join(names[:NAMES_SHOWN])}"
+        f"{', ...' if len(names) > NAMES_SHOWN else ''})"
+        for word, names in (("added", added), ("removed", removed), ("changed", changed))
+        if names
+    ]
+    if not parts and plan.inputs != inputs_fingerprint(listing):
+        parts = ["ranges or columns of the manifest changed"]
+    if parts:
+        raise ResumeError(
+            "the inputs are not those of the plan: "
+            + ", ".join(parts)
+            + ". Restore them, use another --out, or --overwrite to begin anew"
+        )
