@@ -15,7 +15,7 @@ from spacepatch.data import ClipRange, ClipSpec, Fit, VideoInfo
 from spacepatch.errors import ConfigError, SourceError
 from spacepatch.tubelets import grid_shape
 from spacepatch.views import View
-from spacepatch.windows import Grids, Window, list_spans
+from spacepatch.windows import Grids, Window, list_stretches
 
 LONG_POLICIES = ("split", "skip", "error")
 
@@ -68,13 +68,13 @@ def choose_clips(
     clips: list[ClipSpec] = []
     losses: list[ClipLoss] = []
     seen: Counter[tuple[int, int, int]] = Counter()
-    spans = list_spans(info, ranges, clip_seconds, clip_stride)
+    stretches = list_stretches(info, ranges, clip_seconds, clip_stride)
     grids = Grids(info, sampler, one_grid=one_grid, cut=clip_seconds is not None)
-    for number, span in enumerate(spans):
+    for number, stretch in enumerate(stretches):
         base = len(clips)
         drawn = views(number)
         for view in drawn:
-            window = grids.window(span, view)
+            window = grids.window(stretch, view)
             if window is None:
                 continue
             chosen, ruled_out = _choose_in(

@@ -13,7 +13,7 @@ import numpy as np
 
 from spacepatch.data import ClipRange, VideoInfo
 from spacepatch.errors import SourceError
-from spacepatch.sampling import SAMPLERS, Samples
+from spacepatch.sampling import SAMPLERS, Samples, Span
 from spacepatch.views import View
 
 MOST_WINDOWS = 1_000_000
@@ -39,7 +39,7 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
-class Span:
+class Stretch:
     """A window before it is sampled."""
 
     start: int
@@ -60,59 +60,52 @@ class Grids:
         self._grid: tuple[object, Samples] | None = None
         self._previous: dict[int, object] = {}
 
-    def window(self, span: Span, view: View) -> Window | None:
+    def window(self, stretch: Stretch, view: View) -> Window | None:
         """The samples of one window; None where they are those of the window before it."""
-        info, borders = self._info, (span.first, span.last)
-        if span.first >= span.last:
+        info, borders = self._info, (stretch.first, stretch.last)
+        if stretch.first >= stretch.last:
             nothing = Samples(np.empty(0, np.int64), np.empty(0, np.int64), None)
-            return Window(nothing, 0, 0, span.stop, Fraction(0), span.extra)
+            return Window(nothing, 0, 0, stretch.stop, Fraction(0), stretch.extra)
         if info.still:
             # A picture has no duration to sample: one frame at 0 s, whatever the sampler.
-            one = Samples(np.zeros(1, np.int64), np.array([span.start]), None)
-            return Window(one, 0, 1, span.last, span.seconds, span.extra)
+            one = Samples(np.zeros(1, np.int64), np.array([stretch.start]), None)
+            return Window(one, 0, 1, stretch.last, stretch.seconds, stretch.extra)
         if not self._cut or not self._one_grid:
             samples = self._sample(view, *borders)
-            first, last, window = 0, len(samples.ticks), (span.start, *borders)
+            first, last, window = 0, len(samples.ticks), (stretch.start, *borders)
         else:
-            samples = self._shared(span, view)
+            samples = self._shared(stretch, view)
             first, last = map(int, np.searchsorted(samples.ticks, borders, side="left"))
-            window = (span.start, first, last)
+            window = (stretch.start, first, last)
         if self._cut:
             # A stride below the distance of samples: the same samples are the same clip.
             if first == last or self._previous.get(view.number) == window:
                 return None
             self._previous[view.number] = window
-        return Window(samples, first, last, span.last, span.seconds, span.extra)
+        return Window(samples, first, last, stretch.last, stretch.seconds, stretch.extra)
 
-    def _shared(self, span: Span, view: View) -> Samples:
-        key = span.start, span.stop, view.value, view.shift
+    def _shared(self, stretch: Stretch, view: View) -> Samples:
+        key = stretch.start, stretch.stop, view.value, view.shift
         if self._grid is None or self._grid[0] != key:
-            self._grid = key, self._sample(view, span.start, span.stop)
+            self._grid = key, self._sample(view, stretch.start, stretch.stop)
         return self._grid[1]
 
     def _sample(self, view: View, start: int, stop: int) -> Samples:
         info = self._info
-        return SAMPLERS[self._sampler](
-            info.frame_pts,
-            start=start,
-            stop=stop,
-            time_base=info.time_base,
-            value=view.value,
-            shift=view.shift,
-            keyframes=info.keyframes,
-        )
+        span = Span(info.frame_pts, start, stop, info.time_base, info.keyframes)
+        return SAMPLERS[self._sampler](span, view.value, view.shift)
 
 
-def list_spans(
+def list_stretches(
     info: VideoInfo,
     ranges: tuple[ClipRange, ...],
     clip_seconds: Fraction | None,
     clip_stride: Fraction | None,
-) -> Iterator[Span]:
+) -> Iterator[Stretch]:
     for asked in ranges or (ClipRange(None, None),):
         start, stop, seconds = _range(info, asked)
         if clip_seconds is None or start >= stop or info.still:
-            yield Span(start, stop, start, stop, seconds, asked.extra)
+            yield Stretch(start, stop, start, stop, seconds, asked.extra)
             continue
         length = clip_seconds / info.time_base
         stride = (clip_stride or clip_seconds) / info.time_base
@@ -127,7 +120,7 @@ def list_spans(
             # that falls on a border exactly stays in the window that begins there.
             first, last = math.floor(begin), math.floor(end)
             if first < last:
-                yield Span(start, stop, first, last, (end - begin) * info.time_base, asked.extra)
+                yield Stretch(start, stop, first, last, (end - begin) * info.time_base, asked.extra)
 
 
 def _range(info: VideoInfo, asked: ClipRange) -> tuple[int, int, Fraction]:

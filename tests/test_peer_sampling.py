@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from test_sampling import SHIFTS, TIME_BASES, brute_grid, sampled, spans
 
 from spacepatch.errors import SourceError
-from spacepatch.sampling import qwen2_vl_indices, qwen3_vl_indices, transformers_indices
+from spacepatch.peer_indices import qwen2_vl_indices, qwen3_vl_indices, transformers_indices
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from spacepatch.sampling import OF_EACH_CLIP, SAMPLERS, Samples
+from spacepatch.sampling import OF_EACH_CLIP, SAMPLERS, Samples, Span
 
 TIME_BASES = [Fraction(1, 1000), Fraction(1, 90_000), Fraction(1001, 30_000), Fraction(1, 5)]
 RATES = [Fraction(8), Fraction(30_000, 1001), Fraction(1, 2), Fraction(7, 3), Fraction(60)]
@@ -56,15 +56,8 @@ def sampled(
     shift: Fraction = Fraction(0),
 ) -> Samples:
     """What a sampler takes; every third frame is a keyframe."""
-    return SAMPLERS[name](
-        np.array(pts, np.int64),
-        start=start,
-        stop=stop,
-        time_base=base,
-        value=Fraction(value),
-        shift=shift,
-        keyframes=np.arange(0, len(pts), 3),
-    )
+    span = Span(np.array(pts, np.int64), start, stop, base, np.arange(0, len(pts), 3))
+    return SAMPLERS[name](span, Fraction(value), shift)
 
 
 @given(span=spans(), base=st.sampled_from(TIME_BASES), fps=st.sampled_from(RATES))
@@ -190,9 +183,7 @@ def test_keyframes_are_those_whose_time_is_in_the_span(span) -> None:
 
 def test_keyframes_that_nobody_knows_are_an_error() -> None:
     with pytest.raises(ValueError, match="keyframes"):
-        SAMPLERS["keyframes"](
-            np.arange(9), start=0, stop=9, time_base=Fraction(1), value=Fraction(0)
-        )
+        SAMPLERS["keyframes"](Span(np.arange(9), 0, 9, Fraction(1)), Fraction(0), Fraction(0))
 
 
 # --- a shift -----------------------------------------------------------------------------------
