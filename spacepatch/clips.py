@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -97,12 +98,14 @@ def choose_clips(
 def _name_shared(clips: list[ClipSpec], num_views: int) -> list[ClipSpec]:
     """Name the clip of view 0 that each of a window's clips begins in."""
     first = [clip for clip in clips if clip.view % num_views == 0]
-    named = []
-    for clip in clips:
-        before = [other.clip for other in first if other.start_pts <= clip.start_pts]
-        own = clip.view % num_views == 0 or not first
-        named.append(replace(clip, view_of=clip.clip if own else (before or [first[0].clip])[-1]))
-    return named
+    starts = [clip.start_pts for clip in first]
+
+    def shared(clip: ClipSpec) -> int:
+        if clip.view % num_views == 0 or not first:
+            return clip.clip
+        return first[max(bisect_right(starts, clip.start_pts) - 1, 0)].clip
+
+    return [replace(clip, view_of=shared(clip)) for clip in clips]
 
 
 def _choose_in(

@@ -165,8 +165,9 @@ class ClipWriter:
             # All that was to be kept was in the lost rows: another token is, in its place.
             _, place, self.tokens[0] = self._best
             self._kept, self._filled = [np.array([place], np.uint32)], 1
-            reason, frames, lost_tokens, message = losses[-1]
-            losses[-1] = (reason, frames, lost_tokens - 1, message)
+            spared = next(n for n, (_, _, tokens, _) in enumerate(losses) if tokens)
+            reason, frames, lost_tokens, message = losses[spared]
+            losses[spared] = (reason, frames, lost_tokens - 1, message)
         kept, lengths = None, None
         if self._dropper is not None:
             kept = np.concatenate([np.empty(0, np.uint32), *self._kept])

@@ -54,7 +54,7 @@ SEGMENTS = {
     "corrupt_frames": "int32",
     "damaged_frames": "int32",
     "tail": "string",
-    "crop": "list<float64>",
+    "crop": PAIR,
     "pad": PAIR,
     "scale": "list<float64>",
     "aspect_error": "float64",
