@@ -31,7 +31,8 @@ def settings_page() -> str:
             text = (field.description or "").replace("|", "\\|")
             if key in WORDS:
                 text += " One of " + ", ".join(f"`{word}`" for word in choices_of(key)) + "."
-            default = "" if field.default in (None, False) else f"`{field.default}`"
+            is_off = field.default is None or field.default is False
+            default = "" if is_off else f"`{field.default}`"
             lines.append(f"| `{key}` | {default} | {text} |")
     return "\n".join(lines) + "\n"
 

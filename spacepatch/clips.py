@@ -20,6 +20,9 @@ from spacepatch.windows import Grids, Window, list_stretches
 
 LONG_POLICIES = ("split", "skip", "error")
 
+MOST_GRID = 2**22
+"""Tokens of a clip before dropping; one that keeps few of very many is cut here, for memory."""
+
 
 @dataclass(frozen=True, slots=True)
 class ClipLoss:
@@ -187,10 +190,10 @@ def _cut_to_pack(
         return [], [
             ClipLoss("tail_dropped", count, f"{count} frames fill no tubelet of {tubelet_size}")
         ]
-    if num_kept(1) > pack_length:
+    tokens = num_kept(rows)
+    if tokens > pack_length and num_kept(1) > pack_length:
         message = f"one row of {grid_h} x {grid_w} tokens exceeds pack_length {pack_length}"
         return [], [ClipLoss("over_pack_length", count, message)]
-    tokens = num_kept(rows)
     if tokens > pack_length and long != "split":
         if long == "error":
             raise ConfigError(
@@ -201,8 +204,11 @@ def _cut_to_pack(
         return [], [ClipLoss("skipped_by_policy", count, message)]
     losses: list[ClipLoss] = []
     most = count
-    if num_kept(rows + 1) > pack_length:
-        most = _rows_that_fit(num_kept, rows, pack_length) * tubelet_size
+    if tokens > pack_length or rows * cells > MOST_GRID:
+        most = _rows_that_fit(num_kept, min(rows, max(1, MOST_GRID // cells)), pack_length)
+        most *= tubelet_size
+    elif view.drop is None and tokens + cells > pack_length:
+        most = rows * tubelet_size  # frames of a further row would not fit
     for first, last in _cut(window, most, tubelet_size):
         if last is None:
             message = (
@@ -223,17 +229,9 @@ def _cut_to_pack(
 
 
 def _rows_that_fit(num_kept: Callable[[int], int], rows: int, pack_length: int) -> int:
-    """The most of `rows` whose kept tokens fit a pack, as those of one row do."""
-    if num_kept(rows) <= pack_length:
-        return rows
-    low, high = 1, rows
-    while high - low > 1:
-        middle = (low + high) // 2
-        if num_kept(middle) <= pack_length:
-            low = middle
-        else:
-            high = middle
-    return low
+    """The most of `rows` that fit a pack, as all fewer do: a rate that grows with the length may
+    leave less of a long piece than of its remainder."""
+    return next((row for row in range(1, rows) if num_kept(row + 1) > pack_length), rows)
 
 
 def _cut(window: Window, most: int, tubelet_size: int) -> Iterator[tuple[int, int | None]]:

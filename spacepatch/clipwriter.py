@@ -101,11 +101,6 @@ class ClipWriter:
         """The first frame of the row that is being filled."""
         self._reason: tuple[str, str] | None = None
 
-    def wants(self, index: int) -> bool:
-        """Whether a sample still to come takes this presentation index."""
-        place = np.searchsorted(self._samples[self._next :], index) + self._next
-        return bool(place < len(self._samples) and self._samples[place] == index)
-
     def add(self, picture: Picture, frame: np.ndarray, decoder: str) -> None:
         """Fill the samples that take this picture; samples passed over had none."""
         if decoder not in self._decoders:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -120,18 +121,16 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
             np.concatenate([clip.frame_indices for clip in job.clips]), return_index=True
         )
         pts = np.concatenate([clip.frame_pts for clip in job.clips])[first]
+        takers = takers_of(writers)
         for picture in _pictures(job, indices, pts, observed):
             _observe(job, picture, observed)
             if settings.hdr == "skip" and hdr_of(picture.frame):
                 message = "its pictures are HDR though its header is not, and hdr is skip"
                 raise DecodeError(message, reason="skipped_by_policy")
             frames: dict[Fit, np.ndarray] = {}
-            for writer in writers:
-                if writer.wants(picture.index):
-                    fit = writer.clip.fit
-                    writer.add(
-                        picture, frame_of(settings, picture, fit, frames), observed["decoder"]
-                    )
+            for writer in takers.get(picture.index, ()):
+                frame = frame_of(settings, picture, writer.clip.fit, frames)
+                writer.add(picture, frame, observed["decoder"])
     except SourceError as error:
         for writer in writers:
             writer.stop(error.reason, str(error))
@@ -143,6 +142,15 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
         for writer in writers:
             writer.stop("io", f"cannot be read: {error.strerror}")
     return observed
+
+
+def takers_of(writers: Sequence[ClipWriter]) -> dict[int, list[ClipWriter]]:
+    """By presentation index, whose clips want it."""
+    takers: dict[int, list[ClipWriter]] = defaultdict(list)
+    for writer in writers:
+        for index in np.unique(writer.clip.frame_indices).tolist():
+            takers[index].append(writer)
+    return takers
 
 
 def frame_of(

@@ -97,7 +97,10 @@ class PackDataset(Dataset[dict[str, Any]]):
         runs = [
             (width, number, first, packs)
             for number, shard in enumerate(shards)
-            for width, first, packs in _runs_of(shard["token_widths"])
+            # Before there were several widths, dataset.json named the one.
+            for width, first, packs in _runs_of(
+                shard.get("token_widths", [[self.document["token_width"], shard["packs"]]])
+            )
         ]
         if token_width is not None:
             widths = sorted({width for width, *_ in runs})

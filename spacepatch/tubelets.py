@@ -90,6 +90,14 @@ def cell_order(grid_h: int, grid_w: int, *, merge: int = 1) -> np.ndarray:
     return blocks.transpose(0, 2, 1, 3).reshape(-1)
 
 
+def cells_of_rows(rows: np.ndarray, grid_h: int, grid_w: int, *, merge: int = 1) -> np.ndarray:
+    """``(R * grid_h * grid_w,)`` uint32 raster indices, in a grid of all rows, of the tokens of
+    ``(R,)`` whole rows, in the order that they are stored in."""
+    order = cell_order(grid_h, grid_w, merge=merge)
+    cells = rows.astype(np.int64)[:, None] * len(order) + order
+    return np.asarray(cells.reshape(-1), np.uint32)
+
+
 def cut_tubelets(
     frames: np.ndarray,
     *,

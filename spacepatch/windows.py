@@ -70,9 +70,11 @@ class Grids:
             # A picture has no duration to sample: one frame at 0 s, whatever the sampler.
             one = Samples(np.zeros(1, np.int64), np.array([stretch.start]), None)
             return Window(one, 0, 1, stretch.last, stretch.seconds, stretch.extra)
+        window: tuple[object, ...]
         if not self._cut or not self._one_grid:
             samples = self._sample(view, *borders)
-            first, last, window = 0, len(samples.ticks), (stretch.start, *borders)
+            first, last = 0, len(samples.ticks)
+            window = (stretch.start, samples.ticks.tobytes(), samples.indices.tobytes())
         else:
             samples = self._shared(stretch, view)
             first, last = map(int, np.searchsorted(samples.ticks, borders, side="left"))

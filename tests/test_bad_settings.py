@@ -81,6 +81,7 @@ BAD = [
     ("random_crop", "0"),
     ("patch", "16x16"),
     ("patch", "1x8x8,1x8x8"),
+    ("recut", "16"),
     ("halo", -1),
     ("views", "0"),
     ("views", "most"),

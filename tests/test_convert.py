@@ -1,6 +1,7 @@
 """Conversion: to another layout, order or patch size and back, without decoding."""
 
 import hashlib
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -141,15 +142,69 @@ def test_one_stored_set_serves_every_size_of_flexivit(sample_clips: Path, tmp_pa
             np.testing.assert_array_equal(found, frames[key])
 
 
-def test_another_tubelet_size_there_and_back_needs_the_pack_length_said(
-    dataset: Path, tmp_path: Path
-) -> None:
+def test_another_tubelet_size_and_back_gives_the_same_bytes(dataset: Path, tmp_path: Path) -> None:
     # Rows of two frames are not half as many as rows of one: the packs that were full are longer.
     convert(dataset, out=tmp_path / "there", patch="2x16x16")
     longer = PackDataset(tmp_path / "there").pack_length
     assert longer > PackDataset(dataset).pack_length // 2
-    convert(tmp_path / "there", out=tmp_path / "back", patch="1x16x16", pack_length=1024)
+    convert(tmp_path / "there", out=tmp_path / "further", patch="1x8x8")
+    convert(tmp_path / "further", out=tmp_path / "back", patch="1x16x16")
     assert digests(tmp_path / "back") == digests(dataset)
+
+
+def test_recut_frames_are_other_segments_than_tokenized_ones(
+    sample_clips: Path, tmp_path: Path
+) -> None:
+    """The size was chosen for other patches, so that they are not what tokenize would make."""
+    before = tokenized(sample_clips, tmp_path / "a", patch="1x16x16", multiple=1)
+    convert(before, out=tmp_path / "cut", patch="1x8x8")
+    other = tokenized(sample_clips, tmp_path / "b", patch="1x8x8", multiple=1, pack_length=4096)
+    found, made = rows(tmp_path / "cut", "segments.parquet"), rows(other, "segments.parquet")
+    assert not {row["segment_id"] for row in found} & {row["segment_id"] for row in made}
+    with pytest.raises(ResumeError, match="recut was"):
+        tokenized(sample_clips, tmp_path / "cut", patch="1x8x8", multiple=1, pack_length=4096)
+
+
+@pytest.mark.parametrize(("tail", "fps"), [("drop", "2")])
+def test_a_tail_that_was_dropped_is_refused_before_anything_is_written(
+    sample_clips: Path, tmp_path: Path, tail: str, fps: str
+) -> None:
+    before = tokenized(sample_clips, tmp_path / "a", patch="2x16x16", tail=tail, fps=fps)
+    with pytest.raises(ConfigError, match="tail is drop"):
+        convert(before, out=tmp_path / "x", patch="1x16x16")
+    convert(before, out=tmp_path / "y", patch="2x8x8")
+    assert verify(tmp_path / "y") == []
+
+
+def test_lost_rows_are_refused_before_anything_is_written(corpus: Path, tmp_path: Path) -> None:
+    run(
+        [corpus / "decord__corrupted.mp4"],
+        tmp_path / "a",
+        patch="1x16x16",
+        every_frame=True,
+        fps=None,
+    )
+    with pytest.raises(ConfigError, match="has lost rows of 1 frames"):
+        convert(tmp_path / "a", out=tmp_path / "x", patch="2x16x16")
+    assert not (tmp_path / "x").exists()
+
+
+def test_what_was_mended_since_is_converted_again(sample_clips: Path, tmp_path: Path) -> None:
+    """A worker that was stopped, as by a slow disk; then --retry-lost."""
+    clip = sample_clips / "square_320x320.mp4"
+    run([clip], tmp_path / "whole", workers=1)
+    convert(tmp_path / "whole", out=tmp_path / "expected", layout="t p q c")
+    shutil.copytree(tmp_path / "expected", tmp_path / "x")
+    # As it would be after a conversion of the lost state: a receipt with a loss and no packs.
+    (receipt,) = (tmp_path / "x").glob("*-000000.json")
+    document = json.loads(receipt.read_text())
+    lost = {"source": clip.name, "source_id": next(iter(document["observed"])), "clip": 0}
+    lost |= {"stage": "decode", "reason": "timeout", "num_frames": 1, "num_tokens": 1}
+    lost |= {"message": "", "split": "", "source_root": 0}
+    document |= {"packs": 0, "segments": 0, "tokens": 0, "files": {}, "losses": [lost]}
+    receipt.write_text(json.dumps(document | {"pack_crc32c": [], "pack_token_widths": []}))
+    convert(tmp_path / "whole", out=tmp_path / "x", layout="t p q c")
+    assert digests(tmp_path / "x") == digests(tmp_path / "expected")
 
 
 def test_a_pack_length_that_packs_exceed_is_refused(dataset: Path, tmp_path: Path) -> None:
@@ -234,7 +289,7 @@ def test_a_damaged_pack_is_not_converted(dataset: Path, tmp_path: Path) -> None:
 
 def test_the_command_says_what_it_made(spacepatch_cli, dataset: Path, tmp_path: Path) -> None:
     done = spacepatch_cli("convert", dataset, "--to", "t p q c", "--out", tmp_path / "x")
-    assert done.returncode == 0
+    assert (done.returncode, done.stderr) == (0, "")
     assert f"{tmp_path / 'x'}: " in done.stdout
     wrong = spacepatch_cli("convert", dataset, "--to", "tpqc", "--out", tmp_path / "y")
     assert wrong.returncode == 2

@@ -242,3 +242,16 @@ def test_real_clips_are_rebuilt_to_30_db_from_what_is_stored(
     print(f"{name}: {share:.1%} of {len(tokens)} tokens, {figure:.2f} dB")
     assert share < most
     assert figure >= 30
+
+
+def test_a_rate_that_grows_with_the_length_leaves_no_piece_that_exceeds_a_pack(
+    sample_clips: Path, tmp_path: Path
+) -> None:
+    """Of a whole clip less may stay than of the remainder that a cut would leave."""
+    drop = {"drop": "random:length:0..0.9:100..1000", "patch": "1x16x16", "pack_length": 200}
+    settings = SETTINGS | {"max_tokens_per_frame": 100} | drop
+    out = make_dataset([sample_clips], tmp_path / "out", **settings)
+    made = rows(out, "segments.parquet")
+    assert max(row["num_kept"] for row in made) <= 200
+    assert verify(out) == []
+    assert any(row["num_tokens"] > 200 for row in made)

@@ -67,6 +67,7 @@ OTHER = {
     "crop": "32x48",
     "buckets": "4:3",
     "random_crop": "0.3",
+    "recut": "1x3x3@3",
     "halo": 3,
     "views": "3",
     "drop": "tokens:3",

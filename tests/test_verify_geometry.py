@@ -225,7 +225,7 @@ CROPS: Mutations = {
     "a crop outside the picture": (
         in_row(crop=lambda row: [-1.0, 0.0, *row["crop"][2:]]),
         ".parquet: row",
-        "crop is [-1.0",
+        "crop is [-1",
     ),
     "a crop without sides": (in_row(crop=[0.0, 0.0]), ".parquet: row", "crop has 2 entries"),
     "padding that is not there": (

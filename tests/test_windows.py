@@ -3,6 +3,7 @@
 from fractions import Fraction
 from itertools import pairwise
 
+import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from made_videos import CELLS, NTSC, SAMPLERS, clips_of, indices, info, regular, videos
@@ -96,3 +97,14 @@ def test_long_windows_are_cut_too() -> None:
     windows = clips_of(regular(4), clip_seconds=Fraction(2), pack_length=5 * CELLS)
     assert [clip.grid_thw[0] for clip in windows] == [5, 3, 5, 3]
     assert indices(windows) == indices(clips_of(regular(4)))
+
+
+@pytest.mark.parametrize(
+    "sampler", ["transformers-num-frames", "nearest-num-frames", "qwen2-vl", "qwen3-vl"]
+)
+def test_windows_in_which_a_rule_takes_the_same_frames_are_one_clip(sampler: str) -> None:
+    windows = {"clip_seconds": Fraction(1), "clip_stride": Fraction(1, 100)}
+    clips = clips_of(regular(3, rate=25), sampler=sampler, sampler_value=4, **windows)
+    frames = [clip.frame_indices.tobytes() for clip in clips]
+    assert all(before != after for before, after in pairwise(frames))
+    assert len(clips) > 50

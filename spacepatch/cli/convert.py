@@ -44,7 +44,7 @@ def command(
     """Write a dataset anew in another form, without decoding. Converting back gives the same bytes.
 
     With --patch the frames are cut again. Packs keep their pixels, so that pack_length changes in
-    proportion (with another tubelet size it may have to be longer).
+    proportion (with another tubelet size it may have to be longer), and back again.
     """
     from spacepatch.cli import display
     from spacepatch.pipeline import convert
@@ -60,4 +60,7 @@ def command(
             overwrite=overwrite,
             on_shard=progress.on_shard,
         )
-    display.show_summary(out, summary, as_json=json)
+    if json:
+        display.print_json({"totals": summary.totals})
+    else:
+        display.show_totals(out, summary.totals)

@@ -168,12 +168,7 @@ def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
         losses = [asdict(loss) for loss in summary.losses]
         print_json({"totals": totals, "losses": losses, "lost_sources": summary.lost_sources})
         return
-    typer.echo(
-        f"{out}: {totals['segments']:,} segments of {totals['sources_with_segments']:,} sources, "
-        f"{totals['tokens']:,} tokens in {totals['packs']:,} packs "
-        f"(fill {totals['fill']:.1%}, lower bound {totals['lower_bound']:,}), "
-        f"{totals['shards']:,} shards, {totals['bytes'] / 1e6:,.1f} MB"
-    )
+    show_totals(out, totals)
     if totals["declined"]:
         typer.echo(
             f"{totals['declined']:,} sources were read by pyav, because the decoder declined them: "
@@ -182,6 +177,16 @@ def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
         )
     if summary.lost_sources:
         typer.echo(f"{len(summary.lost_sources)} sources are lost entirely: exit code 3", err=True)
+
+
+def show_totals(out: Path, totals: dict[str, Any]) -> None:
+    """One line: what a dataset holds."""
+    typer.echo(
+        f"{out}: {totals['segments']:,} segments of {totals['sources_with_segments']:,} sources, "
+        f"{totals['tokens']:,} tokens in {totals['packs']:,} packs "
+        f"(fill {totals['fill']:.1%}, lower bound {totals['lower_bound']:,}), "
+        f"{totals['shards']:,} shards, {totals['bytes'] / 1e6:,.1f} MB"
+    )
 
 
 def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:

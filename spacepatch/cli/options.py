@@ -41,7 +41,9 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command every setting of a run as an option; it gets them as one `config`."""
     own = inspect.signature(command, eval_str=True)
     kept = [parameter for name, parameter in own.parameters.items() if name != "config"]
-    settings = [_option(name) for name in RunConfig.model_fields]
+    # What convert writes is no wish of a user's.
+    names = [name for name in RunConfig.model_fields if name != "recut"]
+    settings = [_option(name) for name in names]
     layers = [
         _parameter("config_file", ConfigFile, None),
         _parameter("preset", Preset, None),
@@ -49,7 +51,7 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
 
     @wraps(command)
     def run(config_file: Path | None, preset: str | None, **given: Any) -> None:
-        flags = {name: given.pop(name) for name in RunConfig.model_fields}
+        flags = {name: given.pop(name) for name in names}
         command(config=load_config(flags, file=config_file, preset=preset), **given)
 
     parameters = [*kept, *layers, *settings]

@@ -23,7 +23,7 @@ LARGEST_SIDE = 2**15
 SMALLEST_CROP = Fraction(1, 100)
 
 
-class SamplingSettings(BaseModel):
+class SamplingFields(BaseModel):
     """Which frames."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -90,7 +90,7 @@ class SamplingSettings(BaseModel):
         return by_rate.get(peer, f"{peer}-fps"), self.fps or "8"
 
 
-class SizeSettings(BaseModel):
+class SizeFields(BaseModel):
     """How large."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -219,7 +219,7 @@ class SizeSettings(BaseModel):
         return tuple((int(height), int(width)) for width, height in ratios)
 
 
-class DecodeSettings(BaseModel):
+class DecodeFields(BaseModel):
     """How files are read."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

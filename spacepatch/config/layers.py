@@ -8,7 +8,13 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from spacepatch.config.settings import COMPANIONS, EXCLUSIVE, RunConfig
+from spacepatch.config.settings import (
+    CAN_BE_NONE,
+    COMPANIONS,
+    CONTRADICTIONS,
+    EXCLUSIVE,
+    RunConfig,
+)
 from spacepatch.errors import ConfigError
 from spacepatch.presets import load_preset, read_toml
 
@@ -35,6 +41,7 @@ def load_config(
                 near = difflib.get_close_matches(key, RunConfig.model_fields, 1, 0.4)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 raise ConfigError(f"{where}: unknown setting {key}{hint}")
+        layer = _unset_none(layer)
         displaced = {
             key
             for group in EXCLUSIVE
@@ -42,17 +49,26 @@ def load_config(
             for key in group
             if merged.pop(key, None) and not layer.get(key)
         }
-        if "packer" in layer:
-            displaced.add("packer")
         for companion, hosts in COMPANIONS.items():
             # A preset's crop goes with the preset's short_side, and its window with its packer.
             if displaced.intersection(hosts):
                 merged.pop(companion, None)
+        for key, contradicts in CONTRADICTIONS.items():
+            if key in merged and contradicts(merged[key], layer):
+                merged.pop(key)
         merged.update(layer)
     try:
         return RunConfig(**merged)
     except ValidationError as error:
         raise ConfigError(_first_problem(error)) from None
+
+
+def _unset_none(layer: dict[str, Any]) -> dict[str, Any]:
+    """`none` takes back what a lower layer asked for, of settings that are off by default."""
+    return {
+        key: None if value == "none" and key in CAN_BE_NONE else value
+        for key, value in layer.items()
+    }
 
 
 def _first_problem(error: ValidationError) -> str:

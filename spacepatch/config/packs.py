@@ -15,7 +15,7 @@ MAX_NAME = 32
 """Characters in a shard name: with split and numbers, keys stay within 80."""
 
 
-class PackSettings(BaseModel):
+class PackFields(BaseModel):
     """How tokens are packed and stored."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -73,7 +73,7 @@ class PackSettings(BaseModel):
         return parse_bytes(self.shard_size)
 
 
-class RunSettings(BaseModel):
+class RunFields(BaseModel):
     """Which sources, and how the run is done."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")

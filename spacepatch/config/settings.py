@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Callable
 from typing import Any
 
 from pydantic import ConfigDict, field_validator, model_validator
 
 from spacepatch.config.fields import Fingerprint
-from spacepatch.config.frames import DecodeSettings, SamplingSettings, SizeSettings
-from spacepatch.config.packs import PackSettings, RunSettings
-from spacepatch.config.tokens import TokenSettings
+from spacepatch.config.frames import DecodeFields, SamplingFields, SizeFields
+from spacepatch.config.packs import PackFields, RunFields
+from spacepatch.config.tokens import TokenFields
 from spacepatch.config.values import choices_of
 
 EXCLUSIVE = (
@@ -32,11 +33,30 @@ COMPANIONS = {
     "random_offset": ("fps", "num_frames", "stride"),
     "crop": ("short_side",),
     "buckets": ("resolution",),
-    "window": ("packer",),
     "store_mask": ("mask",),
 }
 """Settings that mean something only beside one of others, with which a higher layer displaces
 them."""
+
+
+def _tubelet_sizes(layer: dict[str, Any]) -> set[str]:
+    return {shape.strip().split("x")[0] for shape in str(layer.get("patch", "")).split(",")} - {""}
+
+
+CONTRADICTIONS: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
+    "packer": lambda packer, layer: bool(layer.get("cut_to_fit")),
+    "window": lambda window, layer: "packer" in layer or bool(layer.get("cut_to_fit")),
+    "cut_to_fit": lambda cut, layer: bool(layer.get("packer") or layer.get("drop")),
+    "views": lambda views, layer: views == "all" and "," not in str(layer.get("patch", ",")),
+    "layout": lambda layout, layer: "t" not in layout and bool(_tubelet_sizes(layer) - {"1"}),
+    "crop": lambda crop, layer: layer.get("fit", "stretch") != "stretch",
+    "fit": lambda fit, layer: bool(layer.get("crop")),
+    "order": lambda order, layer: layer.get("multiple", 0) == 1,
+}
+"""Settings of a lower layer that give way to what a higher one says instead: (value, layer)."""
+
+CAN_BE_NONE = ("drop", "mask", "crop", "buckets", "random_crop", "encoder", "split", "sample")
+"""Settings that `none` switches off again."""
 
 WORDS = (
     "sampler",
@@ -60,12 +80,12 @@ WORDS = (
 
 class RunConfig(
     # Reversed: pydantic lists the fields of the last base first.
-    RunSettings,
-    PackSettings,
-    TokenSettings,
-    DecodeSettings,
-    SizeSettings,
-    SamplingSettings,
+    RunFields,
+    PackFields,
+    TokenFields,
+    DecodeFields,
+    SizeFields,
+    SamplingFields,
 ):
     """The settings of one run; a field's description is its help text."""
 
@@ -153,7 +173,9 @@ class RunConfig(
     @property
     def merge(self) -> int:
         """Patches on a side of a block whose tokens lie side by side."""
-        return 1 if self.order == "raster" else int(self.order.split()[1])
+        from spacepatch.tubelets import merge_of
+
+        return merge_of(self.order)
 
     def part(self, *fingerprints: Fingerprint) -> dict[str, Any]:
         """The effective settings that belong to these fingerprints."""

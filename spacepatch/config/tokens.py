@@ -17,7 +17,7 @@ Patch = tuple[int, int, int]
 """(frames, height, width)."""
 
 
-class TokenSettings(BaseModel):
+class TokenFields(BaseModel):
     """What a token is."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -56,6 +56,13 @@ class TokenSettings(BaseModel):
     )
     encoder: str | None = setting(
         None, "token", "Model that turns frames to latents or codes before they are cut."
+    )
+
+    recut: str | None = setting(
+        None,
+        "token",
+        "Set by spacepatch convert --patch alone: the patch and pack_length that were tokenized.",
+        pattern=r"[0-9x,]+@[0-9]+",
     )
 
     layout: str = setting(

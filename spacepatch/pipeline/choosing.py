@@ -172,13 +172,13 @@ def _missing_samples(config: RunConfig, source: Source, info: VideoInfo) -> int:
 def _tell_apart(clips: Sequence[ClipSpec], num_views: int) -> list[ClipSpec]:
     """Give clips that overlap views of their own: pieces that a cut makes of two of them could
     cover the same interval, and would have the same segment id."""
-    apart: list[ClipSpec] = []
-    for clip in clips:
-        taken = {
-            other.view
-            for other in apart
-            if other.start_pts < clip.stop_pts and clip.start_pts < other.stop_pts
-        }
+    apart = list(clips)
+    open_until: dict[int, int] = {}
+    """By view, where the last clip of it ends."""
+    for place in sorted(range(len(clips)), key=lambda place: (clips[place].start_pts, place)):
+        clip = clips[place]
         free = itertools.count(clip.view % num_views, num_views)
-        apart.append(replace(clip, view=next(n for n in free if n not in taken)))
+        view = next(n for n in free if open_until.get(n, clip.start_pts) <= clip.start_pts)
+        open_until[view] = clip.stop_pts
+        apart[place] = replace(clip, view=view)
     return apart

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from spacepatch.config import RunConfig
+from spacepatch.config import RunConfig, load_config
 from spacepatch.data import ClipSpec, Task
 from spacepatch.errors import ConfigError, ResumeError, ShardError
 from spacepatch.pipeline.finishing import RunSummary, finish_run
@@ -91,6 +91,7 @@ def convert(
             clear_folder(out)
         plan = _write_plan(out, _plan(before, config, recut=patch is not None), config)
         pending = {task.number for task in pending_tasks(out, plan)}
+        pending |= _outdated(folder, before, out, plan)
         for done, (old, new) in enumerate(zip(before.tasks, plan.tasks, strict=True)):
             on_shard(done, len(plan.tasks))
             if new.number in pending:
@@ -109,8 +110,6 @@ def _read_finished(folder: Path) -> Plan:
 
 
 def _settings(plan: Plan, *, layout: str | None, order: str | None, patch: str | None) -> RunConfig:
-    from spacepatch.config import load_config
-
     given = {"layout": layout, "order": order, "patch": patch}
     changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changed:
@@ -123,20 +122,33 @@ def _settings(plan: Plan, *, layout: str | None, order: str | None, patch: str |
             )
         if plan.settings["kind"] != "pixels":
             raise ConfigError(f"patch {patch}: the tokens are {plan.settings['kind']}, not pixels")
-        changed["views"] = 1 if plan.settings["views"] == "all" else plan.settings["views"]
-    settings = {key: value for key, value in plan.settings.items() if value is not None}
-    config = load_config(settings | changed)
+        before = plan.settings["patch"]
+        origin = plan.settings["recut"] or f"{before}@{plan.settings['pack_length']}"
+        changed["recut"] = None if origin.split("@")[0] == patch else origin
+        if plan.settings["views"] == "all":
+            changed["views"] = len(before.split(","))
+    settings = {key: value for key, value in (plan.settings | changed).items() if value is not None}
+    config = load_config(settings)
     if len(config.patches) > 1 and patch is not None:
         raise ConfigError(f"patch {patch}: give one; a dataset is cut into one size")
     for task in plan.tasks if patch is not None else ():
         for clip in task.clips:
-            check_divides(plan.sources[clip.source].source.name, clip.size, config)
+            name = plan.sources[clip.source].source.name
+            check_divides(name, clip.size, config)
+            if config.tail == "drop" and config.patches[0][0] != clip.tubelet_size:
+                raise ConfigError(
+                    f"patch {patch}: tail is drop, and {name} has tubelets of {clip.tubelet_size} "
+                    "frames: keep the tubelet size, or tokenize again"
+                )
     return config
 
 
 def _pack_length(folder: Path, plan: Plan, config: RunConfig, wish: int | None) -> int:
     """Tokens in a pack of as many pixels, and enough for each pack that there is."""
     longest = _longest_pack(folder, config)
+    origin = plan.settings["recut"]
+    if wish is None and origin and origin.split("@")[0] == config.patch:
+        wish = int(origin.split("@")[1])  # back to what was tokenized
     if wish is not None:
         if longest > wish:
             raise ConfigError(f"pack_length {wish}: a pack has {longest} tokens of {config.patch}")
@@ -151,13 +163,21 @@ def _pack_length(folder: Path, plan: Plan, config: RunConfig, wish: int | None) 
 
 
 def _longest_pack(folder: Path, config: RunConfig) -> int:
-    """Tokens in the longest pack, once it is cut into the new patches."""
+    """Tokens in the longest pack, once it is cut into the new patches; a `ConfigError` where rows
+    that were lost cannot be cut."""
     tubelet_size, height, width = config.patches[0]
     lengths: Counter[tuple[int, int]] = Counter()
-    columns = "shard pack num_kept grid_thw size tubelet_size valid_frames corrupt_frames".split()
+    columns = "source clip shard pack num_kept grid_thw size tubelet_size".split()
+    columns += ["valid_frames", "corrupt_frames"]
     for row in read_table(folder / "segments.parquet", columns):
         rows = row["num_kept"] // (row["grid_thw"][1] * row["grid_thw"][2])
         if row["tubelet_size"] != tubelet_size:
+            if rows != row["grid_thw"][0]:
+                raise ConfigError(
+                    f"{row['source']} clip {row['clip']}: has lost rows of {row['tubelet_size']} "
+                    f"frames, which cannot be cut into rows of {tubelet_size}: keep the tubelet "
+                    "size, or tokenize again"
+                )
             rows = -(-(row["valid_frames"] + row["corrupt_frames"]) // tubelet_size)
         cells = (row["size"][0] // height) * (row["size"][1] // width)
         lengths[row["shard"], row["pack"]] += rows * cells
@@ -219,6 +239,27 @@ def _write_plan(out: Path, plan: Plan, config: RunConfig) -> Plan:
             f"{out}: holds another dataset; give a new or empty folder, or --overwrite"
         )
     return found
+
+
+def _outdated(folder: Path, before: Plan, out: Path, plan: Plan) -> set[int]:
+    """Tasks that were converted, and whose shard was mended since (`--retry-lost`)."""
+    outdated = set()
+    for old, new in zip(before.tasks, plan.tasks, strict=True):
+        path = receipt_path(out, shard_stem(plan.name, new.split, new.number))
+        if path.exists():
+            source = read_receipt(
+                receipt_path(folder, shard_stem(before.name, old.split, old.number))
+            )
+            made = read_receipt(path)
+            if _account_of(source) != _account_of(made):
+                outdated.add(new.number)
+    return outdated
+
+
+def _account_of(receipt: ShardReceipt) -> tuple[object, ...]:
+    """What a conversion does not change."""
+    losses = [{**loss, "num_tokens": 0} for loss in receipt.losses]
+    return receipt.packs, receipt.segments, receipt.observed, losses
 
 
 def _convert_task(

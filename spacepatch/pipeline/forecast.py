@@ -111,8 +111,9 @@ def _fill(tokens: int, packs: int, length: int) -> float:
 
 def _better_lengths(plan: Plan) -> list[dict[str, Any]]:
     """The three pack lengths near the one asked for that fill best, if any is better."""
-    if plan.settings["drop"] or len(plan.layout.token_widths) > 1:
-        return []  # lengths then do not come from the grids alone
+    asked = plan.settings
+    if asked["drop"] or asked["clip_seconds"] or asked["views"] != "1" or "," in asked["patch"]:
+        return []  # what could be cut elsewhere is then not one stretch of video after the other
     spans = Counter(_spans(plan))
     length = plan.layout.pack_length
     if not spans:

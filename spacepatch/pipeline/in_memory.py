@@ -10,11 +10,11 @@ import numpy as np
 from spacepatch.clipwriter import ClipTokens, ClipWriter
 from spacepatch.config import RunConfig
 from spacepatch.data import ClipSpec, Fit, Part, Picture, VideoInfo
-from spacepatch.errors import SpacepatchError
-from spacepatch.jobs import frame_of
+from spacepatch.errors import ConfigError, SpacepatchError
+from spacepatch.jobs import frame_of, takers_of
 from spacepatch.pipeline.choosing import clips_of, view_rules_of
 from spacepatch.pipeline.running import token_settings
-from spacepatch.tubelets import cell_order
+from spacepatch.tubelets import cells_of_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +54,8 @@ def tokenize_frames(
 
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 (T, H, W, 3)")
+    if config.kind != "pixels":
+        raise ConfigError(f"encoder: {config.encoder}: this version tokenizes pixels only")
     info = _describe(frames, Fraction(fps))
     clips, losses = clips_of(
         config,
@@ -75,13 +77,12 @@ def tokenize_frames(
         )
         for clip in clips
     ]
-    for index in sorted({int(index) for clip in clips for index in clip.frame_indices}):
+    for index, takers in sorted(takers_of(writers).items()):
         rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames[index]), format="rgb24")
         picture = Picture(rgb, index, index, rotation=0, mirrored=False, is_corrupt=False)
         made: dict[Fit, np.ndarray] = {}
-        for writer in writers:
-            if writer.wants(index):
-                writer.add(picture, frame_of(settings, picture, writer.clip.fit, made), "")
+        for writer in takers:
+            writer.add(picture, frame_of(settings, picture, writer.clip.fit, made), "")
     return [_result(writer, writer.finish(), config) for writer in writers]
 
 
@@ -115,7 +116,6 @@ def _result(writer: ClipWriter, made: ClipTokens, config: RunConfig) -> FrameTok
     clip = writer.clip
     kept = made.kept
     if kept is None:
-        order = cell_order(*clip.grid_thw[1:], merge=config.merge)
-        kept = (made.rows[:, None] * clip.cells + order).reshape(-1)
+        kept = cells_of_rows(made.rows, *clip.grid_thw[1:], merge=config.merge)
     positions = np.stack(np.unravel_index(kept.astype(np.int64), clip.grid_thw), axis=-1)
     return FrameTokens(clip, writer.tokens[: made.num_kept], positions, made.run_lengths)

@@ -5,23 +5,24 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 
 from spacepatch.config import RunConfig
 from spacepatch.errors import ConfigError
-from spacepatch.randomness import Draws
+from spacepatch.pipeline.segments import visible_of
 from spacepatch.shards import SegmentContent
 from spacepatch.tubelets import (
     cell_order,
+    cells_of_rows,
     change_layout,
     cut_tubelets,
     grid_shape,
     join_tubelets,
     merge_of,
 )
-from spacepatch.visible import parse_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +64,9 @@ def relay_segment(stored: Stored, config: RunConfig) -> SegmentContent:
 
 
 def recut_segment(stored: Stored, config: RunConfig, *, segment_id: str) -> SegmentContent:
-    """The frames of a segment of which nothing was dropped, cut into other patches.
-
-    Raises:
-        ConfigError: the new patch does not divide its frames, or its damaged rows.
-    """
+    """The frames of a segment of which nothing was dropped, cut into patches that divide them."""
     row = stored.row
     size, (height, width) = config.patches[0][0], config.patches[0][1:]
-    check_divides(row["source"], tuple(row["size"]), config)
     grid = row["grid_thw"]
     rows = stored.kept[:: grid[1] * grid[2]] // (grid[1] * grid[2])
     frames = join_tubelets(
@@ -85,12 +81,6 @@ def recut_segment(stored: Stored, config: RunConfig, *, segment_id: str) -> Segm
     num_frames = len(row["frame_pts"])
     padded = row["padded_frames"]
     if size != row["tubelet_size"]:
-        if len(rows) != grid[0]:
-            raise ConfigError(
-                f"{row['source']} clip {row['clip']}: has lost rows of {row['tubelet_size']} "
-                f"frames, which cannot be cut into rows of {size}: keep the tubelet size, or "
-                "tokenize again"
-            )
         frames, padded = _fill_tail(frames[:num_frames], size, row)
         rows = np.arange(len(frames) // size)
     grid_t = math.ceil(num_frames / size)
@@ -103,8 +93,7 @@ def recut_segment(stored: Stored, config: RunConfig, *, segment_id: str) -> Segm
         merge=config.merge,
         halo=row["halo"],
     )
-    order = cell_order(*new_grid[1:], merge=config.merge)
-    kept = (rows[:, None] * len(order) + order).reshape(-1).astype(np.uint32)
+    kept = cells_of_rows(rows, *new_grid[1:], merge=config.merge)
     pts = np.array(row["frame_pts"])
     changed = row | {
         "segment_id": segment_id,
@@ -114,25 +103,14 @@ def recut_segment(stored: Stored, config: RunConfig, *, segment_id: str) -> Segm
         "padded_frames": padded,
         "tubelet_size": size,
         "patch_size": (height, width),
-        "seconds": _seconds(pts[::size], row["time_base"]),
+        "seconds": [float(int(time) * Fraction(row["time_base"])) for time in pts[::size]],
     }
     return content_of(changed, tokens, kept, config, run_lengths=None)
-
-
-def _seconds(pts: np.ndarray, time_base: str) -> list[float]:
-    from fractions import Fraction
-
-    return [float(int(time) * Fraction(time_base)) for time in pts]
 
 
 def _fill_tail(frames: np.ndarray, size: int, row: dict[str, Any]) -> tuple[np.ndarray, int]:
     """Fill the last tubelet as the tail policy says; returns the frames and how many were added."""
     missing = -len(frames) % size
-    if missing and row["tail"] == "drop":
-        raise ConfigError(
-            f"{row['source']} clip {row['clip']}: {len(frames)} frames fill no whole tubelets of "
-            f"{size}, and tail is drop: tokenize again"
-        )
     last = frames[-1:] if row["tail"] == "repeat" else np.zeros_like(frames[-1:])
     return np.concatenate([frames, *[last] * missing]), missing
 
@@ -140,7 +118,7 @@ def _fill_tail(frames: np.ndarray, size: int, row: dict[str, Any]) -> tuple[np.n
 def check_divides(source: str, size: tuple[int, int], config: RunConfig) -> None:
     """Raise a `ConfigError` where the patches do not divide a frame of (h, w) pixels."""
     _, height, width = config.patches[0]
-    unit = height * config.multiple, width * config.multiple
+    unit = height * config.merge, width * config.merge
     if size[0] % unit[0] or size[1] % unit[1]:
         raise ConfigError(
             f"patch {config.patch}: frames of {source} are {size[0]}x{size[1]} (h x w), no "
@@ -157,16 +135,12 @@ def content_of(
     run_lengths: np.ndarray | None,
 ) -> SegmentContent:
     """A segment to be written: its row as the new settings have it, and its mask anew."""
-    visible = None
-    if config.store_mask and config.mask is not None:
-        draws = Draws(config.seed, row["segment_id"], "mask")
-        visible = parse_mask(config.mask).visible(tuple(row["grid_thw"]), draws)[kept]
     return SegmentContent(
         row | {"layout": config.layout, "order": config.order, "extra": json.loads(row["extra"])},
         tokens,
         kept,
         run_lengths,
-        None if visible is None else visible.astype(np.uint8),
+        visible_of(config.effective(), row, kept),
     )
 
 

@@ -14,7 +14,7 @@ from spacepatch.pipeline.planfile import Plan
 from spacepatch.randomness import Draws
 from spacepatch.resize import aspect_error
 from spacepatch.shards import SegmentContent
-from spacepatch.tubelets import cell_order, merge_of
+from spacepatch.tubelets import cells_of_rows, merge_of
 from spacepatch.visible import parse_mask
 
 
@@ -35,9 +35,7 @@ class Made:
         """``(num_kept,)`` uint32: raster index of each token in the clip's grid."""
         if self.tokens.kept is not None:
             return self.tokens.kept
-        cells = self.spec.cells
-        order = cell_order(*self.spec.grid_thw[1:], merge=merge).astype(np.uint32)
-        return (self.tokens.rows.astype(np.uint32)[:, None] * cells + order).reshape(-1)
+        return cells_of_rows(self.tokens.rows, *self.spec.grid_thw[1:], merge=merge)
 
 
 def make_segment_id(
@@ -90,16 +88,22 @@ def segment_of(
         span, low = slice(first * cells, last * cells), 0 if first == 0 else int(rows[first])
     kept = made.kept(merge_of(plan.layout.order))[span] - np.uint32(low * cells)
     row = _row(plan, made, first, last, num_kept=len(kept))
-    visible = None
-    if plan.layout.visible:
-        mask = parse_mask(plan.settings["mask"]).visible(
-            row["grid_thw"], Draws(plan.settings["seed"], row["segment_id"], "mask")
-        )
-        visible = mask[kept].astype(np.uint8)
+    visible = visible_of(plan.settings, row, kept)
     lengths = made.tokens.run_lengths
     return SegmentContent(
         row, tokens[span], kept, None if lengths is None else lengths[span], visible
     )
+
+
+def visible_of(
+    settings: dict[str, Any], row: dict[str, Any], kept: np.ndarray
+) -> np.ndarray | None:
+    """``(num_kept,)`` uint8 mask of a segment; None where none is stored."""
+    if not settings["store_mask"]:
+        return None
+    draws = Draws(settings["seed"], row["segment_id"], "mask")
+    mask = parse_mask(settings["mask"]).visible(tuple(row["grid_thw"]), draws)
+    return np.asarray(mask[kept].astype(np.uint8))
 
 
 def _row(plan: Plan, made: Made, first: int, last: int, *, num_kept: int) -> dict[str, Any]:

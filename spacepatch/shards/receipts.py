@@ -72,6 +72,9 @@ def read_receipt(path: Path) -> ShardReceipt:
     known = ShardReceipt.__dataclass_fields__
     # Fields may be added within a version: a reader takes those it knows.
     values = {key: value for key, value in document.items() if key in known}
+    if "pack_token_widths" not in values and isinstance(values.get("pack_crc32c"), list):
+        # Before there were several widths, the receipt named the one.
+        values["pack_token_widths"] = [values.get("token_width")] * len(values["pack_crc32c"])
     try:
         return ShardReceipt(**values)
     except TypeError as error:
