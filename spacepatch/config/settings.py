@@ -144,7 +144,10 @@ class RunConfig(
             unit = height * self.multiple, width * self.multiple
             size = self.crop_size
             if size is not None and (size[0] % unit[0] or size[1] % unit[1]):
-                raise ValueError(f"crop {self.crop} is no multiple of {unit[0]}x{unit[1]} pixels")
+                raise ValueError(
+                    f"crop {self.crop} is no multiple of {unit[0]}x{unit[1]} pixels: give a crop "
+                    "that is, or a patch that divides it"
+                )
             if self.video_pixels is not None and unit[0] != unit[1]:
                 raise ValueError(f"video_pixels needs square patches, not {height}x{width}")
 
