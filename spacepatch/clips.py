@@ -204,9 +204,9 @@ def _cut_to_pack(
         return [], [ClipLoss("skipped_by_policy", count, message)]
     losses: list[ClipLoss] = []
     most = count
-    if tokens > pack_length or rows * cells > MOST_GRID:
-        most = _rows_that_fit(num_kept, min(rows, max(1, MOST_GRID // cells)), pack_length)
-        most *= tubelet_size
+    longest = rows if view.drop is None else min(rows, max(1, MOST_GRID // cells))
+    if tokens > pack_length or longest < rows:
+        most = _rows_that_fit(num_kept, longest, pack_length) * tubelet_size
     elif view.drop is None and tokens + cells > pack_length:
         most = rows * tubelet_size  # frames of a further row would not fit
     for first, last in _cut(window, most, tubelet_size):

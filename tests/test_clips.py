@@ -17,13 +17,16 @@ from made_videos import (
     clips_of,
     indices,
     info,
+    plain_view,
     regular,
     videos,
 )
 
 from spacepatch.clips import ClipLoss
 from spacepatch.data import ClipRange, Part, VideoInfo
+from spacepatch.drop import parse_drop
 from spacepatch.errors import ConfigError
+from spacepatch.randomness import Draws
 
 # --- cutting to fit a pack -------------------------------------------------------------------
 
@@ -255,3 +258,15 @@ def test_a_new_clip_begins_where_the_size_changes(
     assert pieces[-1].stop_pts == whole[-1].stop_pts
     for one, next_ in pairwise(pieces):
         assert one.stop_pts == next_.start_pts
+
+
+def test_a_clip_of_millions_that_keeps_few_is_cut_for_memory() -> None:
+    video = regular(14 * 3600)  # 1,260,000 frames of 6 tokens
+    view = replace(
+        plain_view(0, tubelet_size=1), drop=parse_drop("tokens:10").draw(Draws("any", "key"))
+    )
+    clips, losses = chosen(video, sampler="every-frame", views=lambda window: (view,))
+    assert losses == []
+    assert [clip.num_kept for clip in clips] == [10, 10]
+    assert clips[0].num_tokens == 2**22 // CELLS * CELLS
+    assert indices(clips) == list(range(len(video.frame_pts)))
