@@ -177,6 +177,11 @@ def test_a_wrong_word_is_answered_with_all_words(key: str) -> None:
         ({"store_mask": True}, ["store_mask", "mask"]),
         ({"kind": "latents"}, ["kind", "latents", "--encoder"]),
         ({"encoder": "vae"}, ["encoder", "kind", "pixels"]),
+        ({"worker_memory": "100MB"}, ["worker_memory", "100MB", "200MB"]),
+        (
+            {"worker_memory": "300MB", "resampler": "torch-bicubic"},
+            ["worker_memory", "300MB", "with torch", "500MB"],
+        ),
     ],
 )
 def test_settings_that_contradict_each_other_are_both_named(

@@ -12,7 +12,7 @@ from spacepatch.config.fields import Fingerprint
 from spacepatch.config.frames import DecodeFields, SamplingFields, SizeFields
 from spacepatch.config.packs import PackFields, RunFields
 from spacepatch.config.tokens import TokenFields
-from spacepatch.config.values import choices_of
+from spacepatch.config.values import choices_of, parse_bytes
 
 EXCLUSIVE = (
     ("fps", "every_frame", "num_frames", "stride", "keyframes"),
@@ -57,6 +57,9 @@ CONTRADICTIONS: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
 
 CAN_BE_NONE = ("drop", "mask", "crop", "buckets", "random_crop", "encoder", "split", "sample")
 """Settings that `none` switches off again."""
+
+LEAST_MEMORY, LEAST_MEMORY_WITH_TORCH = "200MB", "500MB"
+"""What a worker takes before it reads anything, and some."""
 
 WORDS = (
     "sampler",
@@ -112,6 +115,7 @@ class RunConfig(
         self._check_sampler()
         self._check_size()
         self._check_tokens()
+        self._check_memory()
         if self.window is not None and self.packer != "first-fit":
             raise ValueError(f"window is for packer first-fit, not {self.packer}")
         if self.cut_to_fit and self.packer != "best-fit-decreasing":
@@ -119,6 +123,16 @@ class RunConfig(
         if self.cut_to_fit and self.drop is not None:
             raise ValueError("cut_to_fit cuts whole grid rows, which drop leaves none of")
         return self
+
+    def _check_memory(self) -> None:
+        has_torch = self.resampler.startswith("torch") or self.decoder == "torchcodec"
+        least = LEAST_MEMORY_WITH_TORCH if has_torch else LEAST_MEMORY
+        if parse_bytes(self.worker_memory) < parse_bytes(least):
+            torch = " with torch" if has_torch else ""
+            raise ValueError(
+                f"worker_memory {self.worker_memory} is less than a worker{torch} takes to start: "
+                f"give {least} at least"
+            )
 
     def _check_sampler(self) -> None:
         by_time = not (self.every_frame or self.keyframes or self.stride)
