@@ -13,7 +13,7 @@ from spacepatch.pipeline import tokenize
 from spacepatch.presets import describe_preset, preset_names
 
 PRESETS = [name for name in preset_names() if "needs_encoder" not in describe_preset(name)]
-LARGEST_BYTES = 100_000
+LARGEST_BYTES = 50_000
 """Of a file: most of the corpus is small."""
 DAMAGED = "mediabunny__annex-b.mp4"
 """Cut off, and FFmpeg flags frames of it that not every sampling takes."""
@@ -25,7 +25,7 @@ def sound_files(corpus: Path) -> list[Path]:
     small = (path for path in sorted(corpus.iterdir()) if path.stat().st_size <= LARGEST_BYTES)
     found = [path for path in small if path.suffix != ".mp3" and path.name != DAMAGED]
     found = [path for path in found if packets_agree(path)]
-    assert len(found) >= 55
+    assert len(found) >= 40
     return found
 
 
