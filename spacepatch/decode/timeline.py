@@ -166,9 +166,7 @@ def _order(packets: Packets, fallback_step: int, *, gif: bool) -> _Shown:
         joined = _join_sections(pts[order], durations[order], packets.breaks, fallback_step)
         return _Shown(*joined, is_key[order], repaired)
     duration = int(durations[pts == pts.max()].max())
-    order = np.argsort(pts, kind="stable")
-    pts, is_key = pts[order], is_key[order]
-    del order
+    pts, is_key = _sort(pts, is_key)
     if bool((pts[1:] == pts[:-1]).any()):
         repaired = repaired or "repeated"
         moved = _move_repeated(pts)
@@ -185,6 +183,19 @@ def _order(packets: Packets, fallback_step: int, *, gif: bool) -> _Shown:
             ends = pts[0] + np.cumsum(np.where(steps < SHORTEST_GIF_TICKS, GIF_TICKS, steps))
             return _Shown(np.concatenate([pts[:1], ends[:-1]]), int(ends[-1]), is_key, "too_fast")
     return _Shown(pts, int(pts[-1]) + max(1, duration), is_key, repaired)
+
+
+def _sort(pts: np.ndarray, is_key: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Bring both into order of time, in place: the flag travels as the lowest bit."""
+    if not -(2**62) < pts.min() <= pts.max() < 2**62:
+        order = np.argsort(pts, kind="stable")
+        return pts[order], is_key[order]
+    pts *= 2
+    pts += is_key
+    pts.sort()
+    is_key = (pts & 1).astype(bool)
+    pts >>= 1
+    return pts, is_key
 
 
 def _fill(pts: np.ndarray, known: np.ndarray) -> np.ndarray | None:
