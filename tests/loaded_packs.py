@@ -33,10 +33,10 @@ def make_ids(lengths, padding) -> torch.Tensor:
     return torch.tensor(ids + [0] * padding, dtype=torch.int32)
 
 
-def read_plainly(folder: Path) -> list[dict]:
+def read_plainly(folder: Path, shard: str = "*") -> list[dict]:
     """Each pack by tarfile, numpy and json: from member (`tokens`) to content."""
     packs: dict[str, dict] = {}
-    for path in sorted(folder.glob("*.tar")):
+    for path in sorted(folder.glob(f"{shard}.tar")):
         with tarfile.open(path) as tar:
             for info in tar:
                 key, member, extension = info.name.split(".")

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from crc32c import crc32c
 
-from spacepatch.inspection import Problem
+from spacepatch.inspection import Problem, verify
 from spacepatch.shards import SEGMENTS, read_table, write_table
 
 
@@ -244,3 +244,24 @@ def in_receipt(change: Callable[[Any], None]) -> Callable[[Shard], None]:
 def in_document(name: str, change: Callable[[Any], None]) -> Callable[[Shard], None]:
     """Change dataset.json or plan.json."""
     return lambda shard: edit_json(shard.folder / name, change)
+
+
+def assert_found(
+    dataset: Path, folder: Path, mutate: Callable[[Shard], None], where: str, what: str
+) -> None:
+    """A copy of the dataset with this defect is told of it, and not only by a checksum."""
+    out = shutil.copytree(dataset, folder / "copy")
+    mutate(Shard.of(out))
+    problems = verify(out)
+    assert found(problems, where, what), problems
+    assert not found(problems, "", "sha256")
+
+
+def assert_found_alone(
+    dataset: Path, folder: Path, mutate: Callable[[Shard], None], where: str, what: str
+) -> None:
+    """The same of one shard without its plan."""
+    shard = Shard.of(shutil.copytree(dataset, folder / "copy"))
+    mutate(shard)
+    (folder / "alone").mkdir()
+    assert found(verify(alone(shard.folder, folder / "alone") / shard.tar.name), where, what)

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
-import json
-import tarfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +11,7 @@ import av
 import numpy as np
 import pyarrow.parquet as parquet
 from einops import rearrange
+from loaded_packs import read_plainly
 
 from spacepatch.data import Picture
 from spacepatch.resize import make_frame
@@ -50,26 +48,13 @@ class Stored:
         return keep.reshape(self.grid[0], -1)
 
 
-def packs_of(out: Path, shard: str = "*") -> list[dict[str, Any]]:
-    """Each pack from member (`tokens`, `pack`) to content, in the order of the shards."""
-    packs: dict[str, dict[str, Any]] = {}
-    for path in sorted(out.glob(f"{shard}.tar")):
-        with tarfile.open(path) as tar:
-            for info in tar:
-                key, member, extension = info.name.split(".")
-                content = tar.extractfile(info).read()
-                read = np.load(io.BytesIO(content)) if extension == "npy" else json.loads(content)
-                packs.setdefault(key, {})[member] = read
-    return list(packs.values())
-
-
 def segments_of(out: Path) -> dict[Name, Stored]:
     """Every segment; none has the name of another."""
     rows = {
         row["segment_id"]: row for row in parquet.read_table(out / "segments.parquet").to_pylist()
     }
     found: dict[Name, Stored] = {}
-    for pack in packs_of(out):
+    for pack in read_plainly(out):
         for segment in pack["pack"]["segments"]:
             row = rows.pop(segment["segment_id"])
             span = slice(segment["offset"], segment["offset"] + segment["num_kept"])

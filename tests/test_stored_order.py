@@ -8,8 +8,9 @@ from typing import Any
 import numpy as np
 import pytest
 from einops import rearrange
+from loaded_packs import read_plainly
 from small_runs import make_dataset
-from stored_segments import packs_of, pictures_of, segments_of
+from stored_segments import pictures_of, segments_of
 
 from spacepatch.inspection import verify
 
@@ -26,9 +27,9 @@ def test_tokens_in_blocks_are_those_of_a_raster_run_permuted_as_einops_says(
     order = f"merge {merge} x {merge}"
     out = make_dataset([sample_clips], tmp_path / "out", **settings, order=order)
     assert verify(out) == []
-    assert {pack["pack"]["order"] for pack in packs_of(out)} == {order}
+    assert {pack["pack"]["order"] for pack in read_plainly(out)} == {order}
     member = {"full": "positions", "compact": "kept"}[index]
-    assert all(member in pack for pack in packs_of(out))
+    assert all(member in pack for pack in read_plainly(out))
     moved = 0
     # The order of tokens is layout: the ids of segments are the same.
     blocks = segments_of(out)

@@ -13,7 +13,8 @@ from spoiled_shards import (
     Mutations,
     Shard,
     alone,
-    found,
+    assert_found,
+    assert_found_alone,
     in_document,
     in_pack,
     in_receipt,
@@ -257,11 +258,7 @@ def test_a_defect_of_what_tokens_are_is_found(
     where: str,
     what: str,
 ) -> None:
-    out = shutil.copytree(datasets(name), tmp_path / "copy")
-    mutate(Shard.of(out))
-    problems = verify(out)
-    assert found(problems, where, what), problems
-    assert not found(problems, "", "sha256")
+    assert_found(datasets(name), tmp_path, mutate, where, what)
 
 
 SEEN_ALONE = {
@@ -284,9 +281,4 @@ def test_a_shard_alone_shows_what_it_can(
     where: str,
     what: str,
 ) -> None:
-    out = shutil.copytree(datasets(name), tmp_path / "copy")
-    shard = Shard.of(out)
-    mutate(shard)
-    (tmp_path / "alone").mkdir()
-    folder = alone(out, tmp_path / "alone")
-    assert found(verify(folder / shard.tar.name), where, what)
+    assert_found_alone(datasets(name), tmp_path, mutate, where, what)

@@ -11,7 +11,17 @@ from typing import Any
 import numpy as np
 import pytest
 from small_runs import make_dataset
-from spoiled_shards import Mutations, Shard, alone, edit_json, found, in_array, in_row, tars
+from spoiled_shards import (
+    Mutations,
+    Shard,
+    assert_found,
+    assert_found_alone,
+    edit_json,
+    found,
+    in_array,
+    in_row,
+    tars,
+)
 
 from spacepatch.inspection import verify
 from spacepatch.randomness import Draws
@@ -274,11 +284,7 @@ def test_a_defect_of_what_tokens_are_is_found(
     where: str,
     what: str,
 ) -> None:
-    out = shutil.copytree(datasets(name), tmp_path / "copy")
-    mutate(Shard.of(out))
-    problems = verify(out)
-    assert found(problems, where, what), problems
-    assert not found(problems, "", "sha256")
+    assert_found(datasets(name), tmp_path, mutate, where, what)
 
 
 SEEN_ALONE = {
@@ -303,9 +309,4 @@ def test_a_shard_alone_shows_what_it_can(
     where: str,
     what: str,
 ) -> None:
-    out = shutil.copytree(datasets(name), tmp_path / "copy")
-    shard = Shard.of(out)
-    mutate(shard)
-    (tmp_path / "alone").mkdir()
-    folder = alone(out, tmp_path / "alone")
-    assert found(verify(folder / shard.tar.name), where, what)
+    assert_found_alone(datasets(name), tmp_path, mutate, where, what)

@@ -15,8 +15,9 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SpacepatchCli
+from loaded_packs import read_plainly
 from small_runs import make_dataset, rows
-from stored_segments import digests, packs_of, segments_of
+from stored_segments import digests, segments_of
 
 from spacepatch.config import parse_bytes
 from spacepatch.inspection import verify
@@ -54,7 +55,7 @@ def test_a_pack_holds_one_width_and_says_which_and_the_widest_come_first(mixed: 
     }
     several = 0
     for shard in shards:
-        packs = packs_of(mixed, shard.stem)
+        packs = read_plainly(mixed, shard.stem)
         widths = [pack["tokens"].shape[1] for pack in packs]
         assert widths == [pack["pack"]["token_width"] for pack in packs]
         assert widths == sorted(widths, reverse=True)

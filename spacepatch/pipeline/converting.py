@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from fractions import Fraction
@@ -89,7 +89,7 @@ def convert(
         sweep_temporary(out)
         if overwrite:
             clear_folder(out)
-        plan = _write_plan(out, _plan(before, config, recut=patch is not None), config)
+        plan = _write_plan(out, _plan(before, config, recut=patch is not None))
         pending = {task.number for task in pending_tasks(out, plan)}
         pending |= _outdated(folder, before, out, plan)
         for done, (old, new) in enumerate(zip(before.tasks, plan.tasks, strict=True)):
@@ -151,7 +151,10 @@ def _pack_length(folder: Path, plan: Plan, config: RunConfig, wish: int | None) 
         wish = int(origin.split("@")[1])  # back to what was tokenized
     if wish is not None:
         if longest > wish:
-            raise ConfigError(f"pack_length {wish}: a pack has {longest} tokens of {config.patch}")
+            raise ConfigError(
+                f"pack_length {wish}: a pack has {longest} tokens of {config.patch}: give "
+                f"--pack-length {longest} or more"
+            )
         return wish
     ratios = {
         Fraction(math.prod(clip.patch_size) * clip.tubelet_size, math.prod(config.patches[0]))
@@ -223,7 +226,7 @@ def _recut_clip(plan: Plan, clip: ClipSpec, config: RunConfig) -> ClipSpec:
     )
 
 
-def _write_plan(out: Path, plan: Plan, config: RunConfig) -> Plan:
+def _write_plan(out: Path, plan: Plan) -> Plan:
     """Make it durable; an interrupted conversion goes on only with the very same one."""
     try:
         document = read_plan_document(out)
@@ -309,7 +312,7 @@ def _convert_task(
             pack_length=plan.layout.pack_length,
             files=files,
             pack_crc32c=checksums,
-            losses=_losses(plan, old, new, receipt, rows) if recut else receipt.losses,
+            losses=_losses(plan, new, receipt, rows) if recut else receipt.losses,
         ),
     )
 
@@ -341,26 +344,24 @@ def _identity(plan: Plan, row: dict[str, Any]) -> str:
 
 
 def _losses(
-    plan: Plan, old: Task, new: Task, receipt: ShardReceipt, rows: list[dict[str, Any]]
+    plan: Plan, new: Task, receipt: ShardReceipt, rows: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
-    """The losses of a task, their tokens counted in the new patches."""
-    kept: dict[tuple[str, int], int] = {}
+    """The losses of a task, their tokens counted in the new patches: what is planned of a clip and
+    not there, shared out as before."""
+    missing: Counter[tuple[str, int | None]] = Counter()
+    for clip in new.clips:
+        missing[plan.sources[clip.source].source.source_id, clip.clip] += clip.num_kept
     for row in rows:
-        key = row["source_id"], row["clip"]
-        kept[key] = kept.get(key, 0) + row["num_kept"]
-    ratio: dict[tuple[str, int | None], Fraction] = {}
-    missing: dict[tuple[str, int | None], int] = {}
-    for before, after in zip(old.clips, new.clips, strict=True):
-        key = plan.sources[after.source].source.source_id, after.clip
-        missing[key] = after.num_kept - kept.get(key, 0)
-        lost = sum(
-            loss["num_tokens"]
-            for loss in receipt.losses
-            if (loss["source_id"], loss["clip"]) == key
-        )
-        ratio[key] = Fraction(missing[key], lost) if lost else Fraction(0)
-        assert before.clip == after.clip, "clips keep their order"
-    return [
-        loss | {"num_tokens": int(loss["num_tokens"] * ratio[loss["source_id"], loss["clip"]])}
-        for loss in receipt.losses
-    ]
+        missing[row["source_id"], row["clip"]] -= row["num_kept"]
+    by_clip: dict[tuple[str, int | None], list[dict[str, Any]]] = defaultdict(list)
+    losses = [dict(loss) for loss in receipt.losses]
+    for loss in losses:
+        by_clip[loss["source_id"], loss["clip"]].append(loss)
+    for key, own in by_clip.items():
+        # A frame that was lost of a row that is there had no token; in smaller rows it has.
+        column = "num_tokens" if any(loss["num_tokens"] for loss in own) else "num_frames"
+        shares = [loss[column] for loss in own]
+        for loss, share in zip(own, shares, strict=True):
+            loss["num_tokens"] = missing[key] * share // sum(shares) if share else 0
+        own[0]["num_tokens"] += missing[key] - sum(loss["num_tokens"] for loss in own)
+    return losses

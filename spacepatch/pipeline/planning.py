@@ -1,4 +1,4 @@
-"""Make a plan: probe, choose clips, order them, cut them into tasks. No picture is decoded."""
+"""Make a plan: probe, choose clips, order them, cut them into tasks."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def relay_segment(stored: Stored, config: RunConfig) -> SegmentContent:
         after=config.layout,
     )
     lengths = stored.run_lengths
-    return content_of(
+    return _content_of(
         row,
         tokens,
         stored.kept[order].astype(np.uint32),
@@ -83,8 +83,7 @@ def recut_segment(stored: Stored, config: RunConfig, *, segment_id: str) -> Segm
     if size != row["tubelet_size"]:
         frames, padded = _fill_tail(frames[:num_frames], size, row)
         rows = np.arange(len(frames) // size)
-    grid_t = math.ceil(num_frames / size)
-    new_grid = (grid_t, row["size"][0] // height, row["size"][1] // width)
+    cut_grid = new_grid(num_frames, tuple(row["size"]), config)
     tokens = cut_tubelets(
         frames,
         tubelet_size=size,
@@ -93,19 +92,19 @@ def recut_segment(stored: Stored, config: RunConfig, *, segment_id: str) -> Segm
         merge=config.merge,
         halo=row["halo"],
     )
-    kept = cells_of_rows(rows, *new_grid[1:], merge=config.merge)
+    kept = cells_of_rows(rows, *cut_grid[1:], merge=config.merge)
     pts = np.array(row["frame_pts"])
     changed = row | {
         "segment_id": segment_id,
-        "num_tokens": math.prod(new_grid),
+        "num_tokens": math.prod(cut_grid),
         "num_kept": len(kept),
-        "grid_thw": new_grid,
+        "grid_thw": cut_grid,
         "padded_frames": padded,
         "tubelet_size": size,
         "patch_size": (height, width),
         "seconds": [float(int(time) * Fraction(row["time_base"])) for time in pts[::size]],
     }
-    return content_of(changed, tokens, kept, config, run_lengths=None)
+    return _content_of(changed, tokens, kept, config, run_lengths=None)
 
 
 def _fill_tail(frames: np.ndarray, size: int, row: dict[str, Any]) -> tuple[np.ndarray, int]:
@@ -126,7 +125,7 @@ def check_divides(source: str, size: tuple[int, int], config: RunConfig) -> None
         )
 
 
-def content_of(
+def _content_of(
     row: dict[str, Any],
     tokens: np.ndarray,
     kept: np.ndarray,
