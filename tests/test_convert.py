@@ -189,6 +189,21 @@ def test_lost_rows_are_refused_before_anything_is_written(corpus: Path, tmp_path
     assert not (tmp_path / "x").exists()
 
 
+@pytest.mark.parametrize("patches", [("2x16x16", "1x16x16"), ("1x16x16", "2x16x16")])
+def test_a_clip_that_ended_within_a_tubelet_is_accounted_for_in_smaller_ones(
+    corpus: Path, tmp_path: Path, patches: tuple[str, str]
+) -> None:
+    before, after = patches
+    settings = {"patch": before, "num_frames": 32, "fps": None, "max_tokens_per_frame": 16}
+    run([corpus / "derived__truncated_faststart_half.mp4"], tmp_path / "a", **settings)
+    reasons = {(row["stage"], row["reason"]) for row in rows(tmp_path / "a", "losses.parquet")}
+    assert ("decode", "truncated") in reasons
+    convert(tmp_path / "a", out=tmp_path / "b", patch=after)
+    assert verify(tmp_path / "b") == []
+    convert(tmp_path / "b", out=tmp_path / "c", patch=before)
+    assert digests(tmp_path / "c") == digests(tmp_path / "a")
+
+
 def test_what_was_mended_since_is_converted_again(sample_clips: Path, tmp_path: Path) -> None:
     """A worker that was stopped, as by a slow disk; then --retry-lost."""
     clip = sample_clips / "square_320x320.mp4"

@@ -283,12 +283,16 @@ def _convert_task(
     files: dict[str, dict[str, Any]] = {}
     checksums: list[int] = []
     new_stem = shard_stem(plan.name, new.split, new.number)
+    clips = {
+        (plan.sources[clip.source].source.source_id, clip.clip, clip.view): clip
+        for clip in new.clips
+    }
     if receipt.packs:
         with ShardReader(folder / f"{stem}.tar", receipt=receipt) as reader:
             for pack in _read_packs(reader, folder / f"{stem}.segments.parquet"):
                 packs.append(
                     [
-                        recut_segment(stored, config, segment_id=_identity(plan, stored.row))
+                        _recut(plan, stored, clips, config)
                         if recut
                         else relay_segment(stored, config)
                         for stored in pack
@@ -331,16 +335,26 @@ def _read_packs(reader: ShardReader, table: Path) -> Iterator[list[Stored]]:
         yield stored
 
 
-def _identity(plan: Plan, row: dict[str, Any]) -> str:
-    return make_segment_id(
+def _recut(
+    plan: Plan, stored: Stored, clips: dict[tuple[str, int, int], ClipSpec], config: RunConfig
+) -> SegmentContent:
+    row = stored.row
+    clip, stop = clips[row["source_id"], row["clip"], row["view"]], row["clip_stop_pts"]
+    if row["tubelet_size"] != clip.tubelet_size:
+        # A clip that turned out shorter than planned ends with its own last row.
+        rows = new_grid(len(row["frame_pts"]), clip.size, config)[0]
+        stop = clip.stop_pts if rows == clip.grid_thw[0] else int(clip.row_pts[rows])
+    identity = make_segment_id(
         plan.fingerprints["token"],
         seed=plan.settings["seed"],
         source_id=row["source_id"],
         start_pts=row["clip_start_pts"],
-        stop_pts=row["clip_stop_pts"],
+        stop_pts=stop,
         time_base=row["time_base"],
         view=row["view"],
     )
+    changed = replace(stored, row=row | {"segment_id": identity, "clip_stop_pts": stop})
+    return recut_segment(changed, config)
 
 
 def _losses(

@@ -63,8 +63,9 @@ def relay_segment(stored: Stored, config: RunConfig) -> SegmentContent:
     )
 
 
-def recut_segment(stored: Stored, config: RunConfig, *, segment_id: str) -> SegmentContent:
-    """The frames of a segment of which nothing was dropped, cut into patches that divide them."""
+def recut_segment(stored: Stored, config: RunConfig) -> SegmentContent:
+    """The frames of a segment of which nothing was dropped, cut into patches that divide them; its
+    id and times are the new ones already."""
     row = stored.row
     size, (height, width) = config.patches[0][0], config.patches[0][1:]
     grid = row["grid_thw"]
@@ -95,7 +96,6 @@ def recut_segment(stored: Stored, config: RunConfig, *, segment_id: str) -> Segm
     kept = cells_of_rows(rows, *cut_grid[1:], merge=config.merge)
     pts = np.array(row["frame_pts"])
     changed = row | {
-        "segment_id": segment_id,
         "num_tokens": math.prod(cut_grid),
         "num_kept": len(kept),
         "grid_thw": cut_grid,
