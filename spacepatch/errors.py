@@ -37,6 +37,10 @@ class DecodeError(SourceError):
     """A source that opened, and whose pictures cannot be had."""
 
 
+class EncodeError(SpacepatchError):
+    """Weights that cannot be used, or frames and latents that an encoder does not take."""
+
+
 class Declined(SpacepatchError):
     """A decoder that must not or cannot read a source, and says so before its first picture."""
 

@@ -1,0 +1,215 @@
+"""What every encoder can do, and how `KIND:WHERE` becomes one."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from spacepatch.errors import ConfigError, EncodeError
+from spacepatch.framerules import FrameRule
+
+MAX_LATENT = 1000.0
+"""Latents beyond +-MAX_LATENT are no latents (`nonfinite_latent`): raw latents have a standard
+deviation of 1 / scaling_factor, which is below 8 in the models of diffusers."""
+
+DTYPES = ("float32", "bfloat16", "float16")
+"""What an encoder may compute in."""
+
+POSTERIORS = ("mean", "sample", "mean_logvar")
+"""What is kept of a distribution of latents."""
+
+CONSTANTS = ("scaling_factor", "shift_factor", "latents_mean", "latents_std")
+"""By these names a model's own config says how a diffusion model takes its latents."""
+
+
+class LatentEncoder(Protocol):
+    """A model that turns the frames of one clip into latents or codes."""
+
+    name: str
+    """KIND and the last part of WHERE, `tae:taef2`: never a path."""
+    kind: str
+    """`latents` or `codes`."""
+    rule: FrameRule
+    """The numbers of frames that it takes."""
+    stride: tuple[int, int, int]
+    """Frames, rows and columns of pixels for each latent cell."""
+    is_local: bool
+    """Whether a latent is made of the frames that it stands for (`rule.sources`) and of no others:
+    a frame that is lost then takes its own latent with it, and otherwise any number of them."""
+    multiple: tuple[int, int]
+    """Rows and columns of frames are multiples of these (at least those of `stride`)."""
+    channels: int
+    """Of a latent cell; 1 for codes."""
+    codebook_size: int | None
+    """Codes are 0 .. codebook_size - 1; None for latents."""
+    constants: dict[str, Any]
+    """`CONSTANTS` of the model's own config; None where it has none."""
+    weights: dict[str, str]
+    """sha256 of each weight file, by its name."""
+    dtype: str
+    """One of `DTYPES`."""
+
+    def encode(self, frames: np.ndarray, *, seed: tuple[object, ...] = ()) -> np.ndarray:
+        """Encode one clip.
+
+        Args:
+            frames: ``(T, H, W, 3)`` uint8; T fits `rule`, H and W divide by `multiple`.
+            seed: the key of the draws of a `sample` posterior; others draw nothing.
+
+        Returns:
+            ``(T', H', W', C)`` float32, never scaled or shifted; or codes ``(T', H', W', 1)``
+            int64. Not checked for NaN or `MAX_LATENT`.
+
+        Raises:
+            EncodeError: frames of another shape or dtype.
+            SourceError: `out_of_memory`: of this clip only, the next is as if it had not been.
+        """
+        ...
+
+    def decode(self, latents: np.ndarray) -> np.ndarray | None:
+        """Turn what `encode` returned into frames, ``(T, H, W, 3)`` uint8; None if it cannot."""
+        ...
+
+    def identity(self) -> dict[str, Any]:
+        """Whatever changes a latent, as JSON: no names of files, nothing of the decoder."""
+        ...
+
+
+def load_encoder(
+    spec: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    batch: int | None = None,
+    posterior: str = "mean",
+    allow_download: bool = False,
+    trust: bool = False,
+    allow_pickle: bool = False,
+    expect_sha256: Sequence[str] = (),
+    tiles: bool = False,
+) -> LatentEncoder:
+    """Load the encoder that `--encoder KIND:WHERE` names.
+
+    Args:
+        device: `cpu`, `cuda` or `cuda:1`.
+        dtype: one of `DTYPES`.
+        batch: how much is encoded at once; None: what the kind does by default.
+        posterior: one of `POSTERIORS`.
+        allow_download: whether a hub may be asked for weights.
+        trust: whether a file that can run code may.
+        allow_pickle: whether pickled weights may be read (as weights only).
+        expect_sha256: of every weight file, in any order; empty: of none.
+        tiles: whether frames larger than the model's own tiles are encoded in these, blended at
+            their seams: less memory, and other latents.
+
+    Raises:
+        ConfigError: no such kind or place, or a setting that this kind does not have.
+        EncodeError: weights that are damaged, incomplete, of another model, or not those expected.
+        MissingDependencyError: a package is missing; the message says what to install.
+    """
+    kind, colon, where = spec.partition(":")
+    if kind not in ENCODERS:
+        near = difflib.get_close_matches(kind, ENCODERS, 1, 0.4)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(
+            f"--encoder {spec}: no kind of encoder {kind!r}, there are {', '.join(ENCODERS)}{hint}"
+        )
+    if not colon or not where:
+        raise ConfigError(f"--encoder {spec}: does not say where it is, as in {kind}:FOLDER")
+    _check_word("--encoder-dtype", dtype, DTYPES)
+    _check_word("--posterior", posterior, POSTERIORS)
+    if batch is not None and batch < 1:
+        raise ConfigError(f"--encode-batch {batch}: is below 1")
+    return ENCODERS[kind](
+        where,
+        device=device,
+        dtype=dtype,
+        batch=batch,
+        posterior=posterior,
+        allow_download=allow_download,
+        trust=trust,
+        allow_pickle=allow_pickle,
+        expect_sha256=expect_sha256,
+        tiles=tiles,
+    )
+
+
+def local_path(kind: str, where: str) -> Path:
+    """`where` as a folder or file that is there.
+
+    Raises:
+        ConfigError: it is not.
+    """
+    path = Path(where).expanduser()
+    if not path.exists():
+        raise ConfigError(f"--encoder {kind}:{where}: no such folder or file")
+    return path
+
+
+def check_frames(encoder: LatentEncoder, frames: np.ndarray) -> None:
+    """Raise an EncodeError for frames that `encoder.encode` does not take."""
+    got = f"{encoder.name}: frames are {frames.shape} {frames.dtype}"
+    if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8:
+        raise EncodeError(f"{got}, must be (T, H, W, 3) uint8")
+    if not encoder.rule.fits(len(frames)):
+        raise EncodeError(f"{got}: {len(frames)} frames do not fit the rule {encoder.rule}")
+    if (
+        0 in frames.shape
+        or frames.shape[1] % encoder.multiple[0]
+        or (frames.shape[2] % encoder.multiple[1])
+    ):
+        rows, columns = encoder.multiple
+        raise EncodeError(f"{got}: H and W must be multiples of {rows} and {columns}")
+
+
+def check_latents(encoder: LatentEncoder, latents: np.ndarray) -> None:
+    """Raise an EncodeError for latents that `encoder.encode` cannot have made."""
+    if latents.ndim != 4 or latents.shape[3] != encoder.channels or 0 in latents.shape:
+        raise EncodeError(
+            f"{encoder.name}: latents are {latents.shape}, must be (T', H', W', {encoder.channels})"
+        )
+
+
+def _check_word(flag: str, word: str, words: Sequence[str]) -> None:
+    if word not in words:
+        near = difflib.get_close_matches(word, words, 1, 0.3)
+        hint = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{flag} {word!r}: is none of {', '.join(words)}{hint}")
+
+
+# Each imports its file when it is asked for: only then is torch needed, or diffusers.
+def _load_diffusers(where: str, **options: Any) -> LatentEncoder:
+    from spacepatch.latents.diffusion import load_diffusers
+
+    return load_diffusers(where, **options)
+
+
+def _load_torchscript(where: str, **options: Any) -> LatentEncoder:
+    from spacepatch.latents.scripted import load_torchscript
+
+    return load_torchscript(where, **options)
+
+
+def _load_tae(where: str, **options: Any) -> LatentEncoder:
+    from spacepatch.latents.tae import load_tae
+
+    return load_tae(where, **options)
+
+
+def _load_linear(where: str, **options: Any) -> LatentEncoder:
+    from spacepatch.latents.linear import load_linear
+
+    return load_linear(where, **options)
+
+
+ENCODERS: dict[str, Callable[..., LatentEncoder]] = {
+    "diffusers": _load_diffusers,
+    "torchscript": _load_torchscript,
+    "tae": _load_tae,
+    "linear": _load_linear,
+}
+"""Kinds of encoders, each with its loader: WHERE, and the keywords of `load_encoder`."""

@@ -1,0 +1,195 @@
+"""Tiny autoencoders of images: TAESD, TAESDXL, TAESD3, TAEF1, TAEF2; 8 x 8 pixels a latent."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from spacepatch.errors import ConfigError, EncodeError
+from spacepatch.framerules import FrameRule
+from spacepatch.latents.encoders import (
+    LatentEncoder,
+    check_frames,
+    check_latents,
+    local_path,
+)
+from spacepatch.latents.exactness import compute, find_device
+from spacepatch.latents.tiny_files import Parts, find_parts, read_parts
+from spacepatch.latents.tiny_networks import Mismatch, TinyNetwork
+
+ENCODER = "conv block" + 3 * " halve block block block" + " conv"
+DECODER = "clamp conv relu" + 3 * " block block block double plain" + " block conv"
+STRIDE = 8
+BATCH = 1
+"""Frames at once by default: a CPU gains nothing by more, and a 1080p frame takes 2 GB."""
+
+
+def load_tae(
+    where: str,
+    *,
+    device: str = "cpu",
+    dtype: str = "float32",
+    batch: int | None = None,
+    posterior: str = "mean",
+    allow_download: bool = False,
+    trust: bool = False,
+    allow_pickle: bool = False,
+    expect_sha256: Sequence[str] = (),
+    tiles: bool = False,
+) -> LatentEncoder:
+    """Load a tiny autoencoder, of images or of video, from a folder or a weight file.
+
+    Its keys say which it is: the authors' own (a file for each part), those of diffusers'
+    AutoencoderTiny, or those of a video model. Without a decoder, `decode` returns None.
+    `allow_download` and `trust` change nothing: nothing is downloaded, and nothing here can run.
+
+    Args:
+        batch: frames at once; of video models, latents.
+
+    Raises:
+        ConfigError: nothing is there, or more than one file could be meant, or a pickle; or a
+            posterior, which these models have none of.
+        EncodeError: weights that are damaged, incomplete, of another model, or not those expected.
+    """
+    from spacepatch.latents.taehv import TinyVideoEncoder, is_video
+
+    if posterior != "mean":
+        raise ConfigError(
+            f"--posterior {posterior}: tae:{where} has no posterior; leave it at mean"
+        )
+    if tiles:
+        raise ConfigError(f"--encode-tiles: tae:{where} has no tiles; leave it out")
+    place = find_device(device)
+    name, files = find_parts(local_path("tae", where), allow_pickle=allow_pickle)
+    parts = read_parts(name, files, allow_pickle=allow_pickle, expect_sha256=expect_sha256)
+    kind = TinyVideoEncoder if is_video(parts) else TinyImageEncoder
+    return kind(parts, device=place, dtype=dtype, batch=batch)
+
+
+class TinyImageEncoder:
+    """A `LatentEncoder` that takes each frame by itself, pixels as 0 to 1.
+
+    Latents are in the space that the diffusion model itself works in (its VAE's own latents scaled
+    and shifted), which is why these files come without constants.
+    """
+
+    kind = "latents"
+    rule = FrameRule(0, 1)
+    stride = (1, STRIDE, STRIDE)
+    is_local = True
+    multiple = (STRIDE, STRIDE)
+    codebook_size: int | None = None
+
+    def __init__(
+        self, parts: Parts, *, device: torch.device, dtype: str, batch: int | None
+    ) -> None:
+        encoder, self._decoder = build_networks(parts, ENCODER, DECODER, in_channels=3)
+        self._encoder = encoder.to(device, getattr(torch, dtype))
+        if self._decoder is not None:
+            self._decoder.to(device, getattr(torch, dtype))
+        self._device = device
+        self._batch = BATCH if batch is None else batch
+        self._how: Any = {"batch": self._batch, "device": device, "dtype": dtype}
+        self._encoder_sha256 = parts.encoder_sha256
+        self.name = f"tae:{parts.name}"
+        self.channels = encoder.out_channels
+        self.constants = parts.constants
+        self.weights = parts.weights
+        self.dtype = dtype
+
+    def encode(self, frames: np.ndarray, *, seed: tuple[object, ...] = ()) -> np.ndarray:
+        """See `LatentEncoder.encode`; ``(T, H/8, W/8, C)`` float32."""
+        check_frames(self, frames)
+        return self._compute(lambda: self._encode(frames))
+
+    def decode(self, latents: np.ndarray) -> np.ndarray | None:
+        """See `LatentEncoder.decode`."""
+        if self._decoder is None:
+            return None
+        check_latents(self, latents)
+        decoder = self._decoder
+        return self._compute(lambda: self._decode(decoder, latents))
+
+    def identity(self) -> dict[str, Any]:
+        """See `LatentEncoder.identity`."""
+        return {
+            "architecture": "tae",
+            "weights_sha256": self._encoder_sha256,
+            "dtype": self.dtype,
+            "device": self._device.type,
+            "batch": self._batch,
+        }
+
+    def _compute(self, run: Callable[[], np.ndarray]) -> np.ndarray:
+        return compute(run, name=self.name, device=self._device, batch=self._batch)
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        num, height, width = len(frames), frames.shape[1] // STRIDE, frames.shape[2] // STRIDE
+        latents = np.empty((num, height, width, self.channels), np.float32)
+        for start in range(0, num, self._batch):
+            made = self._encoder(pixels_of(frames[start : start + self._batch], **self._how))
+            latents[start : start + self._batch] = from_channels(made)[: num - start]
+        return latents
+
+    def _decode(self, decoder: TinyNetwork, latents: np.ndarray) -> np.ndarray:
+        num, height, width, _ = latents.shape
+        frames = np.empty((num, height * STRIDE, width * STRIDE, 3), np.uint8)
+        for start in range(0, num, self._batch):
+            some = latents[start : start + self._batch].astype(np.float32)
+            made = decoder(to_channels(some, **self._how))
+            frames[start : start + self._batch] = frames_of(made)[: num - start]
+        return frames
+
+
+def build_networks(
+    parts: Parts, encoder: str, decoder: str, *, in_channels: int
+) -> tuple[TinyNetwork, TinyNetwork | None]:
+    """The networks of both parts, which fit each other.
+
+    Raises:
+        EncodeError: the weights are not theirs, with the first key that is not.
+    """
+    wrong = "is this another model, or a damaged file? Give a whole tiny autoencoder"
+    try:
+        encoding = TinyNetwork(encoder, parts.encoder, in_channels=in_channels)
+    except Mismatch as error:
+        raise EncodeError(f"{parts.path}: in the encoder, {error}: {wrong}") from None
+    if parts.decoder is None:
+        return encoding, None
+    try:
+        decoding = TinyNetwork(decoder, parts.decoder, in_channels=encoding.out_channels)
+        if decoding.out_channels != in_channels:
+            raise Mismatch(f"{decoding.out_channels} channels come out, must be {in_channels}")
+    except Mismatch as error:
+        raise EncodeError(f"{parts.path}: in its decoder, {error}: {wrong}") from None
+    return encoding, decoding
+
+
+def pixels_of(frames: np.ndarray, *, batch: int, device: torch.device, dtype: str) -> torch.Tensor:
+    """``(N, H, W, 3)`` uint8 to ``(batch, 3, H, W)`` of 0 to 1, as `to_channels`."""
+    levels = to_channels(frames, batch=batch, device=device, dtype="float32")
+    return levels.div_(255).to(getattr(torch, dtype))
+
+
+def to_channels(array: np.ndarray, *, batch: int, device: torch.device, dtype: str) -> torch.Tensor:
+    """``(N, H, W, C)`` to ``(batch, C, H, W)``, channels last in memory.
+
+    Zeros follow the N: another number of frames may be summed in another order.
+    """
+    whole = np.zeros((batch, *array.shape[1:]), array.dtype)
+    whole[: len(array)] = array
+    return torch.from_numpy(whole).to(device).permute(0, 3, 1, 2).to(getattr(torch, dtype))
+
+
+def from_channels(x: torch.Tensor) -> np.ndarray:
+    """``(N, C, H, W)`` to ``(N, H, W, C)`` float32."""
+    return x.float().permute(0, 2, 3, 1).cpu().numpy()
+
+
+def frames_of(x: torch.Tensor) -> np.ndarray:
+    """``(N, 3, H, W)`` of 0 to 1 to ``(N, H, W, 3)`` uint8, rounded half to even."""
+    levels = x.float().clamp(0, 1).mul(255).round().to(torch.uint8)
+    return levels.permute(0, 2, 3, 1).cpu().numpy()
