@@ -14,7 +14,7 @@ import numpy as np
 
 from spacepatch.data import ClipRange, ClipSpec, Fit, VideoInfo
 from spacepatch.errors import ConfigError, SourceError
-from spacepatch.tubelets import grid_shape
+from spacepatch.framerules import PIXELS, Lattice
 from spacepatch.views import View
 from spacepatch.windows import Grids, Window, list_stretches
 
@@ -49,6 +49,7 @@ def choose_clips(
     clip_stride: Fraction | None = None,
     min_seconds: Fraction = Fraction(0),
     long: str = "split",
+    lattice: Lattice = PIXELS,
 ) -> tuple[list[ClipSpec], list[ClipLoss]]:
     """The clips of one source, in order of time, with their exact frames and token counts.
 
@@ -82,7 +83,7 @@ def choose_clips(
             if window is None:
                 continue
             chosen, ruled_out = _choose_in(
-                info, window, view, source, fit, tail, pack_length, long, min_seconds
+                info, window, view, source, fit, tail, pack_length, long, min_seconds, lattice
             )
             losses += ruled_out
             for clip in chosen:
@@ -121,6 +122,7 @@ def _choose_in(
     pack_length: int,
     long: str,
     min_seconds: Fraction,
+    lattice: Lattice,
 ) -> tuple[list[ClipSpec], list[ClipLoss]]:
     """The clips of one view of one window."""
     count = window.last - window.first
@@ -141,7 +143,15 @@ def _choose_in(
             losses.append(ClipLoss(error.reason, frames, str(error), "resize"))
             continue
         chosen, ruled_out = _cut_to_pack(
-            info, piece, view, fitted, source=source, tail=tail, pack_length=pack_length, long=long
+            info,
+            piece,
+            view,
+            fitted,
+            source=source,
+            tail=tail,
+            pack_length=pack_length,
+            long=long,
+            lattice=lattice,
         )
         clips += chosen
         losses += ruled_out
@@ -169,27 +179,28 @@ def _cut_to_pack(
     tail: str,
     pack_length: int,
     long: str,
+    lattice: Lattice,
 ) -> tuple[list[ClipSpec], list[ClipLoss]]:
     """The clips of one window, of one size, each of which fits a pack; numbered by the caller."""
     clips: list[ClipSpec] = []
-    tubelet_size, patch_size = view.tubelet_size, view.patch_size
-    grid_h, grid_w = fit.size[0] // patch_size[0], fit.size[1] // patch_size[1]
-    cells = grid_h * grid_w
+    tubelet_size = view.tubelet_size
     count = window.last - window.first
+    rows, grid_h, grid_w = lattice.grid(
+        count, fit.size, tubelet_size=tubelet_size, patch_size=view.patch_size, tail=tail
+    )
+    cells = grid_h * grid_w
 
-    def num_rows(num_frames: int) -> int:
-        return grid_shape(
-            num_frames, fit.size, tubelet_size=tubelet_size, patch_size=patch_size, tail=tail
-        )[0]
+    def frames_of(rows: int) -> int:
+        return lattice.rule.num_frames(rows * tubelet_size)
+
+    def unfilled(num_frames: int) -> ClipLoss:
+        return ClipLoss(*lattice.unfilled(num_frames, tubelet_size=tubelet_size))
 
     def num_kept(rows: int) -> int:
         return view.drop.num_kept(rows * cells) if view.drop is not None else rows * cells
 
-    rows = num_rows(count)
     if rows == 0:
-        return [], [
-            ClipLoss("tail_dropped", count, f"{count} frames fill no tubelet of {tubelet_size}")
-        ]
+        return [], [unfilled(count)]
     tokens = num_kept(rows)
     if tokens > pack_length and num_kept(1) > pack_length:
         message = f"one row of {grid_h} x {grid_w} tokens exceeds pack_length {pack_length}"
@@ -206,10 +217,10 @@ def _cut_to_pack(
     most = count
     longest = rows if view.drop is None else min(rows, max(1, MOST_GRID // cells))
     if tokens > pack_length or longest < rows:
-        most = _rows_that_fit(num_kept, longest, pack_length) * tubelet_size
+        most = frames_of(_rows_that_fit(num_kept, longest, pack_length))
     elif view.drop is None and tokens + cells > pack_length:
-        most = rows * tubelet_size  # frames of a further row would not fit
-    for first, last in _cut(window, most, tubelet_size):
+        most = frames_of(rows)  # frames of a further row would not fit
+    for first, last in _cut(window, most, lattice.rule.step * tubelet_size):
         if last is None:
             message = (
                 "the frames sampled in one tick of the stream's clock "
@@ -217,13 +228,12 @@ def _cut_to_pack(
             )
             losses.append(ClipLoss("over_pack_length", window.last - first, message))
             break
-        grid_t = num_rows(last - first)
+        grid_t = lattice.num_rows(last - first, tubelet_size=tubelet_size, tail=tail)
         if grid_t == 0:
-            message = f"{last - first} frames fill no tubelet of {tubelet_size}"
-            losses.append(ClipLoss("tail_dropped", last - first, message))
+            losses.append(unfilled(last - first))
             continue
         grid = grid_t, grid_h, grid_w
-        clip = _clip(info, window, first, last, source, fit, grid, view)
+        clip = _clip(info, window, first, last, source, fit, grid, view, lattice)
         clips.append(clip)
     return clips, losses
 
@@ -234,8 +244,8 @@ def _rows_that_fit(num_kept: Callable[[int], int], rows: int, pack_length: int) 
     return next((row for row in range(1, rows) if num_kept(row + 1) > pack_length), rows)
 
 
-def _cut(window: Window, most: int, tubelet_size: int) -> Iterator[tuple[int, int | None]]:
-    """Cut a window greedily into [first, last) samples, `most` at most, at whole tubelets.
+def _cut(window: Window, most: int, row_frames: int) -> Iterator[tuple[int, int | None]]:
+    """Cut a window greedily into [first, last) samples, `most` at most, at whole grid rows.
 
     A border needs a tick of its own, later than the sample before it: where samples are closer than
     the ticks of a coarse time base, a piece is shorter. None: there is no such border.
@@ -244,7 +254,7 @@ def _cut(window: Window, most: int, tubelet_size: int) -> Iterator[tuple[int, in
     while window.last - first > most:
         last = first + most
         while last > first and ticks[last] == ticks[last - 1]:
-            last -= tubelet_size
+            last -= row_frames
         if last <= first:
             yield first, None
             return
@@ -262,6 +272,7 @@ def _clip(
     fit: Fit,
     grid_thw: tuple[int, int, int],
     view: View,
+    lattice: Lattice,
 ) -> ClipSpec:
     indices = window.samples.indices[first:last]
     start, stop = window.tick(first), window.tick(last)
@@ -286,4 +297,5 @@ def _clip(
         drop=None if view.drop is None else str(view.drop.at(num_tokens)),
         num_source_frames=int(inside[1] - inside[0]),
         extra=window.extra,
+        lattice=lattice,
     )

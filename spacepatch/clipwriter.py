@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from dataclasses import dataclass, field
 from fractions import Fraction
+from typing import NamedTuple
 
 import numpy as np
 
-from spacepatch.data import ClipSpec, Picture
+from spacepatch.data import ClipSpec, EncoderFacts, Picture
 from spacepatch.decode.opening import MAX_PIXELS
+from spacepatch.encoding import EncoderSettings
 from spacepatch.rowdrops import dropper_of
-from spacepatch.tubelets import cell_order, grid_shape, token_width, write_frame
+from spacepatch.token_dtypes import storage_of
+from spacepatch.tubelets import cell_order, token_width, write_frame
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,10 +38,41 @@ class TokenSettings:
     static_threshold: Fraction | None = None
     """Of run-length tokenization; None: static tubelets stay."""
     token_dtype: str = "uint8"
+    encoder: EncoderSettings | None = None
+    facts: EncoderFacts | None = None
+    """Of the encoder, as planned; None: pixels are cut."""
+    pixel_tubelet: tuple[int, int, int] | None = None
+    """(frames, height, width) of the pixel tokens that are stored beside those of an encoder."""
+
+    @property
+    def channels(self) -> int:
+        """Of a cell: of a pixel, or of a latent."""
+        if self.facts is not None:
+            return self.facts.channels
+        return 4 if self.alpha else 3
+
+    @property
+    def storage(self) -> str:
+        """dtype of tokens in memory."""
+        return storage_of(self.token_dtype)
+
+    def num_bytes(self, clip: ClipSpec) -> int:
+        """Of the tokens of a clip, those of its pixels not counted."""
+        return clip.num_kept * self.width_of(clip) * np.dtype(self.storage).itemsize
 
     def width_of(self, clip: ClipSpec) -> int:
         """Values in a token of a clip."""
-        return token_width(clip.tubelet_size, clip.patch_size, 4 if self.alpha else 3, self.halo)
+        return token_width(clip.tubelet_size, clip.patch_size, self.channels, self.halo)
+
+
+class ClipLoss(NamedTuple):
+    """What a clip lost in its job."""
+
+    reason: str
+    num_frames: int
+    num_tokens: int
+    message: str
+    stage: str = "decode"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,12 +92,13 @@ class ClipTokens:
     num_frames: int
     """Selected frames that the rows cover, kept or not."""
     padded_frames: int
-    losses: tuple[tuple[str, int, int, str], ...]
-    """(reason, frames, tokens, message), all of stage decode."""
+    losses: tuple[ClipLoss, ...]
     damaged: np.ndarray = field(default_factory=lambda: np.empty(0, np.int32))
     """(n,) int32: the samples whose frames are flagged, and kept all the same."""
     decoder: str = ""
     """Which one read it; two, where the first could not read on."""
+    num_pixel_tokens: int = 0
+    """Of the pixel tokens beside those of an encoder, all of their grid."""
 
 
 class ClipWriter:
@@ -73,7 +109,9 @@ class ClipWriter:
     ) -> None:
         """Fill ``(num_kept, D)`` `tokens`; `clip_id` keys what is dropped at random."""
         self.clip, self.tokens, self._settings = clip, tokens, settings
-        self._size, self.cells = clip.tubelet_size, clip.cells
+        self.cells = clip.cells
+        self._starts: list[int] = clip.row_starts.tolist()
+        """The sample that each row begins with, and where the last one ends."""
         self._order = cell_order(*clip.grid_thw[1:], merge=settings.merge)
         self._samples = clip.frame_indices
         self._next = 0
@@ -92,7 +130,7 @@ class ClipWriter:
         self._best: tuple[int, int, np.ndarray] | None = None
         """(rank, raster index, token) of the best that is not kept, while none is."""
         self._bad: set[int] = set()
-        """Rows that a flagged or missing frame touches."""
+        """Samples that are flagged or missing: their rows are lost."""
         self._decoders: list[str] = []
         self._damaged: list[int] = []
         """Samples whose frames are flagged, and kept."""
@@ -106,13 +144,13 @@ class ClipWriter:
         if decoder not in self._decoders:
             self._decoders.append(decoder)
         while self._next < len(self._samples) and self._samples[self._next] < picture.index:
-            self._bad.add(self._next // self._size)
+            self._bad.add(self._next)
             self._advance()
         while self._next < len(self._samples) and self._samples[self._next] == picture.index:
             if picture.is_corrupt and self._settings.allow_corrupt:
                 self._damaged.append(self._next)
             elif picture.is_corrupt:
-                self._bad.add(self._next // self._size)
+                self._bad.add(self._next)
             self._put(frame, self._next)
             self._advance()
 
@@ -122,51 +160,80 @@ class ClipWriter:
 
     def finish(self) -> ClipTokens:
         """Settle the last row by the tail policy, and account for every selected frame."""
-        settings, size = self._settings, self._size
-        count, planned = self._next, len(self._samples)
-        losses: list[tuple[str, int, int, str]] = []
-        grid_t = grid_shape(
-            count,
-            self.clip.size,
-            tubelet_size=size,
-            patch_size=self.clip.patch_size,
-            tail=settings.tail,
-        )[0]
-        if count < planned:
-            default = ("truncated", "the pictures end before the plan does")
-            if count == 0:
-                default = ("fewer_frames_than_planned", "no planned picture could be decoded")
-            reason, message = self._reason or default
-            lost = range(grid_t, self.clip.grid_thw[0])
-            losses.append((reason, planned - count, self._planned_in(lost), message))
-        padded = max(0, grid_t * size - count)
-        if padded:
+        losses: list[ClipLoss] = []
+        count = self._next
+        grid_t = self._account_for_end(count, losses)
+        padded = self._starts[grid_t] - count
+        if padded > 0:
             assert self._frame is not None, "a row was begun"
-            last = self._frame if settings.tail == "repeat" else np.zeros_like(self._frame)
-            for sample in range(grid_t * size - padded, grid_t * size):
+            is_repeated = self._settings.tail == "repeat"
+            last = self._frame if is_repeated else np.zeros_like(self._frame)
+            for sample in range(count, self._starts[grid_t]):
                 self._put(last, sample)
             self._end_row(grid_t - 1)
-        elif grid_t * size < count:
-            dropped = count - grid_t * size
-            message = f"{dropped} frames fill no tubelet of {size}"
-            losses.append(("tail_dropped", dropped, 0, message))
-        covered = min(count, grid_t * size)
-        bad = sorted(row for row in self._bad if row < grid_t)
+        self._account_for_rows(grid_t, count, losses)
+        return self._result(grid_t, count, losses)
+
+    def _account_for_end(self, count: int, losses: list[ClipLoss]) -> int:
+        """What the end of the clip loses, of which `count` samples can be used; the grid rows that
+        they fill."""
+        clip, planned = self.clip, len(self._samples)
+
+        def rows_of(num_frames: int) -> int:
+            return clip.lattice.num_rows(
+                num_frames, tubelet_size=clip.tubelet_size, tail=self._settings.tail
+            )
+
+        came, grid_t = rows_of(self._next), rows_of(count)
+        if self._next < planned:
+            default = ("truncated", "the pictures end before the plan does")
+            if self._next == 0:
+                default = ("fewer_frames_than_planned", "no planned picture could be decoded")
+            reason, message = self._reason or default
+            lost = self._planned_in(range(came, clip.grid_thw[0]))
+            losses.append(ClipLoss(reason, planned - self._next, lost, message))
+        if count < self._next:
+            message = (
+                "a frame is damaged or missing: the clip ends before it, as what the encoder made "
+                "of later ones would show it"
+            )
+            lost = self._planned_in(range(grid_t, came))
+            losses.append(ClipLoss("corrupt_frames", self._next - count, lost, message))
+        if self._starts[grid_t] < count:
+            over = count - self._starts[grid_t]
+            reason, _, message = clip.lattice.unfilled(over, tubelet_size=clip.tubelet_size)
+            stage = "encode" if clip.lattice.has_encoder else "decode"
+            losses.append(ClipLoss(reason, over, 0, message, stage))
+        return grid_t
+
+    def _account_for_rows(self, grid_t: int, count: int, losses: list[ClipLoss]) -> None:
+        """What is lost of the rows before the end."""
+        bad = sorted({row for row in map(self._row_of, self._bad) if row < grid_t})
         if bad:
-            frames = sum(min(size, covered - row * size) for row in bad)
             message = "frames that are damaged or missing; their grid rows are dropped"
-            losses.append(("corrupt_frames", frames, self._planned_in(bad), message))
+            losses.append(self._loss_of("corrupt_frames", bad, count, message))
+
+    def _loss_of(
+        self, reason: str, rows: list[int], count: int, message: str, stage: str = "decode"
+    ) -> ClipLoss:
+        frames = sum(
+            min(self._starts[row + 1], count) - min(self._starts[row], count) for row in rows
+        )
+        return ClipLoss(reason, frames, self._planned_in(rows), message, stage)
+
+    def _result(self, grid_t: int, count: int, losses: list[ClipLoss]) -> ClipTokens:
         if self._best is not None and not self._filled:
             # All that was to be kept was in the lost rows: another token is, in its place.
             _, place, self.tokens[0] = self._best
             self._kept, self._filled = [np.array([place], np.uint32)], 1
-            spared = next(n for n, (_, _, tokens, _) in enumerate(losses) if tokens)
-            reason, frames, lost_tokens, message = losses[spared]
-            losses[spared] = (reason, frames, lost_tokens - 1, message)
+            spared = next(n for n, loss in enumerate(losses) if loss.num_tokens)
+            losses[spared] = losses[spared]._replace(num_tokens=losses[spared].num_tokens - 1)
         kept, lengths = None, None
         if self._dropper is not None:
             kept = np.concatenate([np.empty(0, np.uint32), *self._kept])
             lengths = self._dropper.run_lengths(grid_t)
+        covered = min(count, self._starts[grid_t])
+        rows = set(self._rows)
         return ClipTokens(
             grid_t=grid_t if self._rows else 0,
             rows=np.array(self._rows, np.int32),
@@ -174,13 +241,20 @@ class ClipWriter:
             kept=kept,
             run_lengths=None if kept is None or lengths is None else lengths[kept],
             num_frames=covered,
-            padded_frames=padded,
+            padded_frames=max(0, self._starts[grid_t] - count),
             losses=tuple(losses),
             decoder=", ".join(self._decoders),
             damaged=np.array(
-                [k for k in self._damaged if k < covered and k // size not in self._bad], np.int32
+                [k for k in self._damaged if k < covered and self._row_of(k) in rows], np.int32
             ),
         )
+
+    def _is_bad(self, row: int) -> bool:
+        return any(sample in self._bad for sample in range(*self._starts[row : row + 2]))
+
+    def _row_of(self, sample: int) -> int:
+        """The row that a sample lies in; past the last whole one, their number."""
+        return bisect_right(self._starts, sample) - 1
 
     def _planned_in(self, rows: range | list[int]) -> int:
         """Tokens that were to be kept of some rows; of static tubelets, at most."""
@@ -190,12 +264,13 @@ class ClipWriter:
 
     def _advance(self) -> None:
         self._next += 1
-        if self._next % self._size == 0:
-            self._end_row(self._next // self._size - 1)
+        row = self._row_of(self._next - 1)
+        if row < self.clip.grid_thw[0] and self._next == self._starts[row + 1]:
+            self._end_row(row)
 
     def _end_row(self, row: int) -> None:
         # A bad row's place is taken by the next one: tokens lie one after the other.
-        if row in self._bad or row >= self.clip.grid_thw[0]:
+        if self._is_bad(row):
             return
         self._rows.append(row)
         if self._dropper is None or self._row is None:
@@ -215,21 +290,25 @@ class ClipWriter:
                 self._best = int(rank[cell]), row * self.cells + cell, self._row[place].copy()
 
     def _put(self, frame: np.ndarray, sample: int) -> None:
-        row, k = divmod(sample, self._size)
-        self._frame = frame
-        if k == 0:
-            self._first = frame
+        row = self._row_of(sample)
         if row >= self.clip.grid_thw[0]:
             # Frames past the last whole tubelet, which `tail="drop"` does not keep.
             return
+        self._write(frame, row, sample - self._starts[row])
+
+    def _write(self, cells: np.ndarray, row: int, index_in_tubelet: int) -> None:
+        """Put the cells of one frame, or of one latent, into the tokens of its row."""
+        self._frame = cells
+        if index_in_tubelet == 0:
+            self._first = cells
         place = self._row
         if place is None:
             place = self.tokens[self._filled : self._filled + self.cells]
         write_frame(
-            frame,
+            cells,
             place,
-            index_in_tubelet=k,
-            tubelet_size=self._size,
+            index_in_tubelet=index_in_tubelet,
+            tubelet_size=self.clip.tubelet_size,
             patch_size=self.clip.patch_size,
             layout=self._settings.layout,
             merge=self._settings.merge,

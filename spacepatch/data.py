@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
+from spacepatch.framerules import PIXELS, Lattice, parse_rule
 
 if TYPE_CHECKING:
     import av
@@ -190,6 +192,44 @@ class Fit:
 
 
 @dataclass(frozen=True, slots=True)
+class EncoderFacts:
+    """What a plan knows of an encoder; `LatentEncoder` says what each means."""
+
+    name: str
+    kind: str
+    """`latents` or `codes`."""
+    rule: str
+    """As `FrameRule` writes it: ``1+4k``."""
+    stride: tuple[int, int, int]
+    multiple: tuple[int, int]
+    channels: int
+    codebook_size: int | None
+    is_local: bool
+    dtype: str
+    constants: dict[str, Any]
+    weights: dict[str, str]
+    identity: dict[str, Any]
+    """Whatever changes a latent: a part of the token fingerprint."""
+
+    @property
+    def lattice(self) -> Lattice:
+        return Lattice(parse_rule(self.rule), self.stride[1:])
+
+    def to_json(self) -> dict[str, Any]:
+        """As it stands in plan.json and dataset.json."""
+        return asdict(self) | {"stride": list(self.stride), "multiple": list(self.multiple)}
+
+    @classmethod
+    def from_json(cls, values: dict[str, Any]) -> EncoderFacts:
+        """Of what `to_json` made; keys that a later version added are passed over."""
+        known = {key: values[key] for key in cls.__dataclass_fields__}
+        pairs = {key: tuple(values[key]) for key in ("stride", "multiple")}
+        facts = cls(**(known | pairs))
+        parse_rule(facts.rule)
+        return facts
+
+
+@dataclass(frozen=True, slots=True)
 class ClipSpec:
     """A clip as planned: which frames of which source, at which size; a row of plan.parquet."""
 
@@ -214,8 +254,9 @@ class ClipSpec:
     """Samples a second; None where every frame is taken."""
     fit: Fit
     tubelet_size: int
+    """In time, in cells of the lattice: frames, or latents."""
     patch_size: tuple[int, int]
-    """(h, w) in pixels."""
+    """(h, w) in cells of the lattice: pixels, or latents."""
     grid_thw: tuple[int, int, int]
     num_kept: int
     """Tokens that dropping leaves; of static tubelets an upper bound."""
@@ -223,6 +264,7 @@ class ClipSpec:
     """What drops tokens, with what was drawn for it: ``random 0.4873``."""
     num_source_frames: int
     extra: dict[str, Any] = field(default_factory=dict)
+    lattice: Lattice = PIXELS
 
     @property
     def size(self) -> tuple[int, int]:
@@ -242,7 +284,13 @@ class ClipSpec:
     @property
     def row_pts(self) -> np.ndarray:
         """(T,) int64: the time of the first sample of each grid row."""
-        return self.sample_pts[:: self.tubelet_size][: self.grid_thw[0]]
+        return np.asarray(self.sample_pts[self.row_starts[:-1]])
+
+    @property
+    def row_starts(self) -> np.ndarray:
+        """(T + 1,) int64: the sample that each grid row begins with, and where they end: beyond the
+        samples, where the tail is padded."""
+        return self.lattice.row_starts(self.grid_thw[0], tubelet_size=self.tubelet_size)
 
 
 @dataclass(slots=True)

@@ -11,8 +11,13 @@ INSTALL = {"torchcodec": "torchcodec==0.13.0 (and a shared FFmpeg 4 to 8, Debian
 
 
 @cache
-def environment(resampler: str = "bicubic", decoder: str = "pyav") -> dict[str, str]:
+def environment(
+    resampler: str = "bicubic", decoder: str = "pyav", encoder: str = ""
+) -> dict[str, str]:
     """By name: spacepatch, FFmpeg and the libraries that the settings use.
+
+    Args:
+        encoder: the KIND of ``KIND:WHERE``; empty: none.
 
     Raises:
         MissingDependencyError: one of them is not installed.
@@ -28,8 +33,12 @@ def environment(resampler: str = "bicubic", decoder: str = "pyav") -> dict[str, 
         **{name: version(name) for name in ("av", "numpy", "pyarrow")},
     }
     wanted = [] if decoder == "pyav" else [decoder]
-    if resampler.startswith("torch") or decoder == "torchcodec":
+    # A linear encoder computes by itself, and exactly.
+    has_network = encoder not in ("", "linear")
+    if resampler.startswith("torch") or decoder == "torchcodec" or has_network:
         wanted.append("torch")
+    if encoder == "diffusers":
+        wanted.append("diffusers")
     if resampler.startswith("pillow"):
         wanted.append("pillow")
     for name in wanted:

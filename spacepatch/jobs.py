@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +14,12 @@ from spacepatch.arena import ArenaSlice
 from spacepatch.clipwriter import ClipTokens, ClipWriter, TokenSettings
 from spacepatch.data import ClipSpec, Fit, Picture, Source, VideoInfo
 from spacepatch.decode import BACKENDS, UNTAGGED_MATRIX, choose_decoder, decode_pictures
+from spacepatch.encoding import ClipEncoder
 from spacepatch.errors import Declined, DecodeError, SourceError
+from spacepatch.latentwriter import LatentWriter, pixel_clip
 from spacepatch.resize import colour_of, hdr_of, make_frame, place_frame
 from spacepatch.sources import content_id
+from spacepatch.tubelets import token_width
 from spacepatch.workers import beat
 
 
@@ -31,7 +35,7 @@ class Job:
     clip_ids: tuple[str, ...]
     """The segment id of each clip: what its draws are keyed by."""
     offsets: tuple[int, ...]
-    """Where each clip's tokens start in the arena, in bytes."""
+    """Where each clip's tokens start in the arena, in bytes; its pixel tokens follow them."""
     arena: str
     """Path that opens the task's arena."""
     settings: TokenSettings
@@ -49,24 +53,23 @@ class JobResult:
 def run_job(job: Job) -> JobResult:
     """Decode one source once, for all of its clips in the task, into the arena."""
     first = min(job.offsets)
-    window = ArenaSlice(job.arena, offset=first, num_bytes=_end_of(job) - first)
+    end = max(
+        offset + arena_bytes(job.settings, clip)
+        for offset, clip in zip(job.offsets, job.clips, strict=True)
+    )
+    window = ArenaSlice(job.arena, offset=first, num_bytes=end - first)
     try:
-        dtype = job.settings.token_dtype
-        writers = _writers(
-            job,
-            [
-                window.tokens(
-                    offset, count=clip.num_kept, dtype=dtype, width=job.settings.width_of(clip)
-                )
-                for offset, clip in zip(job.offsets, job.clips, strict=True)
-            ],
-        )
-        try:
-            observed = _fill(job, writers)
-        except Exception as error:
-            error.add_note(f"source: {job.source.name}")
-            raise
-        results = tuple(writer.finish() for writer in writers)
+
+        def memory(n: int, start: int, count: int, width: int, dtype: str) -> np.ndarray:
+            return window.tokens(job.offsets[n] + start, count=count, dtype=dtype, width=width)
+
+        with writing(job.clips, job.clip_ids, job.settings, memory) as writers:
+            try:
+                observed = _fill(job, writers)
+            except Exception as error:
+                error.add_note(f"source: {job.source.name}")
+                raise
+            results = tuple(writer.finish() for writer in writers)
         del writers
     finally:
         window.close()
@@ -76,35 +79,69 @@ def run_job(job: Job) -> JobResult:
 
 def tokens_of(job: Job) -> Iterator[tuple[np.ndarray, ClipTokens]]:
     """The tokens of a job's clips in memory of our own: what a task puts into its arena."""
-    settings = job.settings
-    writers = _writers(
-        job,
-        [
-            np.empty((clip.num_kept, settings.width_of(clip)), settings.token_dtype)
-            for clip in job.clips
-        ],
-    )
-    _fill(job, writers)
-    for writer in writers:
-        result = writer.finish()
-        yield writer.tokens[: result.num_kept], result
+    with writing(job.clips, job.clip_ids, job.settings, own_memory) as writers:
+        _fill(job, writers)
+        for writer in writers:
+            result = writer.finish()
+            yield writer.tokens[: result.num_kept], result
 
 
-def _writers(job: Job, tokens: list[np.ndarray]) -> list[ClipWriter]:
-    return [
-        ClipWriter(clip, own, job.settings, clip_id=identity)
-        for clip, own, identity in zip(job.clips, tokens, job.clip_ids, strict=True)
-    ]
+def arena_bytes(settings: TokenSettings, clip: ClipSpec) -> int:
+    """What a clip takes in the arena: its tokens, then its pixel tokens if it has such."""
+    content = settings.num_bytes(clip)
+    if settings.pixel_tubelet is not None:
+        pixels = pixel_clip(clip, settings.pixel_tubelet)
+        content += pixels.num_kept * token_width(settings.pixel_tubelet[0], pixels.patch_size)
+    return content
 
 
-def _end_of(job: Job) -> int:
-    """The first byte after the tokens of the last clip."""
-    settings = job.settings
-    itemsize = np.dtype(settings.token_dtype).itemsize
-    return max(
-        offset + clip.num_kept * settings.width_of(clip) * itemsize
-        for offset, clip in zip(job.offsets, job.clips, strict=True)
-    )
+@contextmanager
+def writing(
+    clips: Sequence[ClipSpec],
+    clip_ids: Sequence[str],
+    settings: TokenSettings,
+    memory: Callable[[int, int, int, int, str], np.ndarray],
+) -> Iterator[list[ClipWriter]]:
+    """A writer for each clip.
+
+    Args:
+        memory: ``(count, width)`` of a dtype for the n-th clip, from a byte of its place on: of
+            (n, byte, count, width, dtype).
+    """
+    if settings.encoder is None or settings.facts is None:
+        yield [
+            ClipWriter(clip, memory(n, 0, *_shape_of(settings, clip)), settings, clip_id=identity)
+            for n, (clip, identity) in enumerate(zip(clips, clip_ids, strict=True))
+        ]
+        return
+    encoder = ClipEncoder(settings.encoder, settings.facts)
+    try:
+        writers: list[ClipWriter] = []
+        for n, (clip, identity) in enumerate(zip(clips, clip_ids, strict=True)):
+            pixels = None
+            if settings.pixel_tubelet is not None:
+                beside = pixel_clip(clip, settings.pixel_tubelet)
+                width = token_width(beside.tubelet_size, beside.patch_size)
+                start = settings.num_bytes(clip)
+                pixels = memory(n, start, beside.num_kept, width, "uint8")
+            tokens = memory(n, 0, *_shape_of(settings, clip))
+            writers.append(
+                LatentWriter(
+                    clip, tokens, settings, clip_id=identity, encoder=encoder, pixels=pixels
+                )
+            )
+        yield writers
+    finally:
+        encoder.close()
+
+
+def own_memory(n: int, start: int, count: int, width: int, dtype: str) -> np.ndarray:
+    """Memory of `writing` that is nobody else's."""
+    return np.empty((count, width), dtype)
+
+
+def _shape_of(settings: TokenSettings, clip: ClipSpec) -> tuple[int, int, str]:
+    return clip.num_kept, settings.width_of(clip), settings.storage
 
 
 def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:

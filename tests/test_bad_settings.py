@@ -7,6 +7,7 @@ import pytest
 from settings_files import failure, written
 
 from spacepatch.config import RunConfig, choices_of, load_config
+from spacepatch.config.encoders import EncodeFields
 from spacepatch.config.settings import WORDS
 
 
@@ -88,6 +89,14 @@ BAD = [
     ("drop", "half"),
     ("drop", "random:1"),
     ("kind", "voxels"),
+    ("posterior", "mode"),
+    ("encoder_dtype", "float64"),
+    ("encode_batch", 0),
+    ("latent_dtype", "uint8"),
+    ("also", "codes"),
+    ("pixel_patch", "16x16"),
+    ("device", "gpu"),
+    ("expect_sha256", "abc"),
     ("order", "zigzag"),
     ("mask", "random:1"),
     ("mask", "cube"),
@@ -144,7 +153,8 @@ def test_a_wrong_word_is_answered_with_all_words(key: str) -> None:
     message = failure({key: "zzz"})
     assert all(word in message for word in choices_of(key))
     for word in choices_of(key):
-        needs = {"encoder": "vae"} if key == "kind" and word != "pixels" else {}
+        is_of_encoder = key in EncodeFields.model_fields and word != "pixels"
+        needs = {"encoder": "tae:vae"} if is_of_encoder or key == "also" else {}
         assert getattr(load_config({key: word, "patch": "1x16x16"} | needs), key) == word
 
 
@@ -176,7 +186,14 @@ def test_a_wrong_word_is_answered_with_all_words(key: str) -> None:
         ({"order": "merge 2 x 2"}, ["order", "merge 2 x 2", "multiple"]),
         ({"store_mask": True}, ["store_mask", "mask"]),
         ({"kind": "latents"}, ["kind", "latents", "--encoder"]),
-        ({"encoder": "vae"}, ["encoder", "kind", "pixels"]),
+        ({"encoder": "vae", "kind": "pixels"}, ["encoder", "kind", "pixels"]),
+        ({"latent_dtype": "float32"}, ["latent_dtype", "float32", "--encoder"]),
+        ({"device": "cuda"}, ["device", "cuda", "--encoder"]),
+        ({"encoder": "vae", "pixel_patch": "1x8x8"}, ["pixel_patch", "also"]),
+        ({"encoder": "vae", "alpha": True}, ["alpha", "encoder"]),
+        ({"encoder": "vae", "tail": "pad"}, ["tail", "encoder", "repeat", "drop"]),
+        ({"encoder": "vae", "drop": "static:0.1"}, ["drop", "static", "encoder"]),
+        ({"encoder": "vae", "also": "pixels", "cut_to_fit": True}, ["cut_to_fit", "also"]),
         ({"worker_memory": "100MB"}, ["worker_memory", "100MB", "200MB"]),
         (
             {"worker_memory": "300MB", "resampler": "torch-bicubic"},

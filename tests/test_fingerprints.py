@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from spacepatch.config import RunConfig, fingerprint, fingerprint_of, load_config
+from spacepatch.config.encoders import EncodeFields
 
 SPELLINGS = [
     ("fps", ["8", "8.0", "16/2", "8e0", " 8 ", 8, 8.0]),
@@ -72,7 +73,19 @@ OTHER = {
     "views": "3",
     "drop": "tokens:3",
     "kind": "codes",
-    "encoder": "vq",
+    "encoder": "linear:vq",
+    "posterior": "sample",
+    "encoder_dtype": "bfloat16",
+    "encode_batch": 3,
+    "encode_tiles": True,
+    "latent_dtype": "float32",
+    "also": "pixels",
+    "pixel_patch": "3x3x3",
+    "device": "cuda",
+    "allow_download": True,
+    "trust_encoder": True,
+    "allow_pickle_weights": True,
+    "expect_sha256": "3" * 64,
     "order": "merge 3 x 3",
     "mask": "tube:0.3",
     "store_mask": True,
@@ -103,8 +116,13 @@ NEEDS: dict[str, dict[str, Any]] = {
     "buckets": {"resolution": "64"},
     "order": {"multiple": 3},
     "store_mask": {"mask": "tube:0.9"},
-    "kind": {"kind": "latents", "encoder": "vae"},
-    "encoder": {"kind": "latents", "encoder": "vae"},
+    "kind": {"kind": "latents", "encoder": "tae:vae"},
+    "encoder": {"kind": "latents", "encoder": "tae:vae"},
+    "pixel_patch": {"encoder": "tae:vae", "also": "pixels"},
+    **{
+        key: {"encoder": "tae:vae"}
+        for key in EncodeFields.model_fields.keys() - {"kind", "encoder", "pixel_patch"}
+    },
 }
 PARTS = ("token", "layout", "selection", "seed")
 

@@ -166,7 +166,7 @@ def test_a_size_that_changes_loses_the_rest_of_the_video(corpus: Path) -> None:
     account(job.clips[0], tokens, result, 2)
     # 25 frames of the first size: 13 rows, the last one padded.
     assert (result.num_frames, result.padded_frames, len(result.rows)) == (25, 1, 13)
-    ((reason, frames, lost, message),) = result.losses
+    ((reason, frames, lost, message, _),) = result.losses
     assert (reason, frames, lost) == ("size_changed", 25, 12 * 12)
     assert "frame 25" in message
 

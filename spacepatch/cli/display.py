@@ -221,6 +221,15 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
         f"{totals['sources']:,} sources ({totals['ignored']} files ignored), "
         f"{totals['clips']:,} clips, {totals['frames']:,} frames, {most}{totals['tokens']:,} tokens"
     )
+    if figures["encoder"] is not None:
+        encoder = figures["encoder"]
+        size = encoder["codebook_size"]
+        typer.echo(
+            f"{encoder['kind']} of {encoder['name']}: frames {encoder['rule']}, stride "
+            f"{'x'.join(map(str, encoder['stride']))}, {encoder['channels']} channels"
+            + (f", codebook of {size:,}" if size else "")
+            + f", {figures['token_dtype']}"
+        )
     typer.echo(
         f"{most}{totals['packs']:,} packs of {totals['pack_length']:,} (lower bound "
         f"{totals['lower_bound']:,}), fill {totals['fill']:.2%}, {totals['shards']:,} shards, "

@@ -8,6 +8,7 @@ from typing import Any
 
 from pydantic import ConfigDict, field_validator, model_validator
 
+from spacepatch.config.encoders import EncodeFields
 from spacepatch.config.fields import Fingerprint
 from spacepatch.config.frames import DecodeFields, SamplingFields, SizeFields
 from spacepatch.config.packs import PackFields, RunFields
@@ -55,7 +56,10 @@ CONTRADICTIONS: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
 }
 """Settings of a lower layer that give way to what a higher one says instead: (value, layer)."""
 
-CAN_BE_NONE = ("drop", "mask", "crop", "buckets", "random_crop", "encoder", "split", "sample")
+CAN_BE_NONE = (
+    "drop mask crop buckets random_crop encoder also encode_batch pixel_patch expect_sha256 split "
+    "sample"
+).split()
 """Settings that `none` switches off again."""
 
 LEAST_MEMORY, LEAST_MEMORY_WITH_TORCH = "200MB", "500MB"
@@ -65,6 +69,10 @@ WORDS = (
     "sampler",
     "fit",
     "kind",
+    "posterior",
+    "encoder_dtype",
+    "latent_dtype",
+    "also",
     "resampler",
     "decoder",
     "untagged",
@@ -85,6 +93,7 @@ class RunConfig(
     # Reversed: pydantic lists the fields of the last base first.
     RunFields,
     PackFields,
+    EncodeFields,
     TokenFields,
     DecodeFields,
     SizeFields,
@@ -96,9 +105,9 @@ class RunConfig(
 
     @field_validator(*WORDS)
     @classmethod
-    def _choice(cls, value: str, info: Any) -> str:
+    def _choice(cls, value: str | None, info: Any) -> str | None:
         choices = choices_of(info.field_name)
-        if value not in choices:
+        if value is not None and value not in choices:
             near = difflib.get_close_matches(value, choices, 1, 0.3)
             hint = f"; did you mean {near[0]}?" if near else ""
             raise ValueError(f"must be one of {', '.join(choices)}{hint}")
@@ -126,6 +135,7 @@ class RunConfig(
 
     def _check_memory(self) -> None:
         has_torch = self.resampler.startswith("torch") or self.decoder == "torchcodec"
+        has_torch |= self.encoder is not None and not self.encoder.startswith("linear:")
         least = LEAST_MEMORY_WITH_TORCH if has_torch else LEAST_MEMORY
         if parse_bytes(self.worker_memory) < parse_bytes(least):
             torch = " with torch" if has_torch else ""
@@ -157,6 +167,8 @@ class RunConfig(
         for _, height, width in self.patches:
             unit = height * self.multiple, width * self.multiple
             size = self.crop_size
+            if self.encoder is not None:
+                continue  # held against its stride when it is known
             if size is not None and (size[0] % unit[0] or size[1] % unit[1]):
                 raise ValueError(
                     f"crop {self.crop} is no multiple of {unit[0]}x{unit[1]} pixels: give a crop "
@@ -166,15 +178,14 @@ class RunConfig(
                 raise ValueError(f"video_pixels needs square patches, not {height}x{width}")
 
     def _check_tokens(self) -> None:
-        if self.kind != "pixels" and self.encoder is None:
-            raise ValueError(
-                f"kind {self.kind} needs --encoder: the model whose {self.kind} to cut"
-            )
-        if self.kind == "pixels" and self.encoder is not None:
-            raise ValueError("encoder is for kind latents or codes, not pixels")
+        self.check_encoder()
+        if self.encoder is not None:
+            self._check_encoded()
         if self.views == "all" and len(self.patches) == 1:
             raise ValueError("views all makes one view for each patch of a list; patch has one")
-        for tubelet_size, _, _ in self.patches:
+        # With an encoder the default is not known yet.
+        is_known = self.encoder is None or "patch" in self.model_fields_set
+        for tubelet_size, _, _ in self.patches if is_known else ():
             if "t" not in self.layout.split() and tubelet_size != 1:
                 raise ValueError(
                     f"layout {self.layout!r} has no t: patch must be 1xHxW, not {self.patch}"
@@ -186,6 +197,17 @@ class RunConfig(
             )
         if self.store_mask and self.mask is None:
             raise ValueError("store_mask needs mask: random:0.75, tube:0.9 or multi-block")
+
+    def _check_encoded(self) -> None:
+        """What cannot be had of latents and codes."""
+        if self.alpha:
+            raise ValueError("alpha: encoders take RGB; leave it out, transparency gets background")
+        if self.tail == "pad":
+            raise ValueError("tail pad: an encoder sees no zeros; repeat or drop with an encoder")
+        if (self.drop or "").startswith("static"):
+            raise ValueError("drop static looks at pixels; random or tokens with an encoder")
+        if self.also is not None and self.cut_to_fit:
+            raise ValueError("cut_to_fit cuts one kind of tokens; leave it or also pixels out")
 
     @property
     def merge(self) -> int:
@@ -209,6 +231,10 @@ class RunConfig(
             values["fps"] = "8"
         if self.size_policy[0] == "max-tokens-per-frame":
             values["max_tokens_per_frame"] = self.size_policy[1]
+        if self.encoder is None:
+            values["kind"] = "pixels"
+        elif "patch" not in self.model_fields_set:
+            values["patch"] = None  # what the encoder makes decides
         return values
 
 

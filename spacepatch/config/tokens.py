@@ -26,7 +26,8 @@ class TokenFields(BaseModel):
         "2x16x16",
         "token",
         "Tubelet: frames x height x width in pixels, such as 2x16x16. Of a list (1x32x32,1x16x16) "
-        "each clip draws one, as FlexiViT does; see views.",
+        "each clip draws one, as FlexiViT does; see views. With an encoder in cells of latents "
+        "(default 1x2x2) or codes (1x1x1).",
     )
     halo: int = setting(
         0,
@@ -51,13 +52,6 @@ class TokenFields(BaseModel):
         "random:length:0.2..0.6:64..1024 (grows with the length), tokens:256, or static:0.1 "
         "(unchanged since the tubelet before: run-length tokenization).",
     )
-    kind: str = setting(
-        "pixels", "token", "What is cut into tokens: pixels, or an encoder's latents or codes."
-    )
-    encoder: str | None = setting(
-        None, "token", "Model that turns frames to latents or codes before they are cut."
-    )
-
     recut: str | None = setting(
         None,
         "token",
@@ -85,7 +79,7 @@ class TokenFields(BaseModel):
     normalize: str = setting(
         "unit",
         "layout",
-        "Constants that the loader applies to the stored 0..255: unit (/255), imagenet, half "
+        "Constants that the loader applies to stored pixels of 0..255: unit (/255), imagenet, half "
         "(mean and std 0.5), clip, vivit.",
     )
 

@@ -12,12 +12,18 @@ from typing import Any
 def choices_of(key: str) -> tuple[str, ...]:
     """The words that a setting takes; the dicts of the stages are the one list of them."""
     from spacepatch import clips, decode, packing, resize, tubelets
+    from spacepatch.latents.encoders import DTYPES, POSTERIORS
     from spacepatch.normalization import NORMALIZATIONS
+    from spacepatch.token_dtypes import LATENT_DTYPES
 
     words: dict[str, Any] = {
         "sampler": ("display", "nearest", "qwen2-vl", "qwen3-vl", "transformers"),
         "fit": resize.FITS,
         "kind": ("pixels", "latents", "codes"),
+        "posterior": POSTERIORS,
+        "encoder_dtype": DTYPES,
+        "latent_dtype": LATENT_DTYPES,
+        "also": ("pixels",),
         "resampler": resize.RESAMPLERS,
         "decoder": decode.DECODERS,
         "untagged": resize.UNTAGGED,

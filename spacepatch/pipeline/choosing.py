@@ -10,10 +10,11 @@ from fractions import Fraction
 
 from spacepatch.clips import ClipLoss, choose_clips
 from spacepatch.config import RunConfig
-from spacepatch.data import ClipRange, ClipSpec, Fit, Loss, Source, VideoInfo
+from spacepatch.data import ClipRange, ClipSpec, EncoderFacts, Fit, Loss, Source, VideoInfo
 from spacepatch.distributions import parse_distribution
 from spacepatch.drop import parse_drop
 from spacepatch.errors import ConfigError, SourceError
+from spacepatch.pipeline.encoders import frame_unit, lattice_of
 from spacepatch.probes import describe_cut
 from spacepatch.resize import fit_frame
 from spacepatch.sampling import OF_EACH_CLIP
@@ -35,16 +36,22 @@ def view_rules_of(config: RunConfig) -> ViewRules:
     )
 
 
-def fit_of(config: RunConfig, size: tuple[int, int], view: View, num_frames: int) -> Fit:
+def fit_of(
+    config: RunConfig,
+    size: tuple[int, int],
+    view: View,
+    num_frames: int,
+    facts: EncoderFacts | None = None,
+) -> Fit:
     """The frame of a picture of (h, w) pixels.
 
     Raises:
         SourceError: there is none (reason `resize_impossible`).
     """
-    height, width = view.patch_size
+    row_frames = view.tubelet_size * lattice_of(facts).rule.step
     return fit_frame(
         size,
-        patch=(height * config.multiple, width * config.multiple),
+        patch=frame_unit(config, view.patch_size, facts),
         policy=config.size_policy[0],
         value=view.size_value,
         upscale=config.upscale,
@@ -54,18 +61,24 @@ def fit_of(config: RunConfig, size: tuple[int, int], view: View, num_frames: int
         share=view.share,
         place=view.place,
         # A single picture fills a tubelet by its tail policy, and has the size of one.
-        num_frames=max(num_frames, view.tubelet_size),
-        tubelet_size=view.tubelet_size,
+        num_frames=max(num_frames, row_frames),
+        tubelet_size=row_frames,
     )
 
 
 def choose_source(
-    config: RunConfig, token_fingerprint: str, row: int, source: Source, info: VideoInfo
+    config: RunConfig,
+    token_fingerprint: str,
+    row: int,
+    source: Source,
+    info: VideoInfo,
+    facts: EncoderFacts | None = None,
 ) -> tuple[list[ClipSpec], list[Loss]]:
     """The clips of a source that was probed.
 
     Args:
         row: of the source in the plan.
+        facts: of the encoder; None: pixels are cut.
 
     Raises:
         ConfigError: long is error, and a clip does not fit a pack.
@@ -79,6 +92,7 @@ def choose_source(
             ranges=source.ranges,
             key=(config.seed, token_fingerprint, source.source_id),
             rules=rules,
+            facts=facts,
         )
     except SourceError as error:
         return [], [source_loss(source, "list", error.reason, str(error))]
@@ -110,6 +124,7 @@ def clips_of(
     ranges: tuple[ClipRange, ...],
     key: tuple[object, ...],
     rules: ViewRules,
+    facts: EncoderFacts | None = None,
 ) -> tuple[list[ClipSpec], list[ClipLoss]]:
     """`choose_clips` by the settings; `key` is what the draws of this source are keyed by."""
     sampler = config.sampling()[0]
@@ -120,13 +135,14 @@ def clips_of(
         sampler=sampler,
         views=lambda window: rules.draw(*key, window),
         one_grid=rules.is_one_rate and sampler not in OF_EACH_CLIP,
-        fit=lambda size, view, num_frames: fit_of(config, size, view, num_frames),
+        fit=lambda size, view, num_frames: fit_of(config, size, view, num_frames, facts),
         tail=config.tail,
         pack_length=config.pack_length,
         clip_seconds=Fraction(config.clip_seconds) if config.clip_seconds else None,
         clip_stride=Fraction(config.clip_stride) if config.clip_stride else None,
         min_seconds=Fraction(config.min_seconds),
         long=config.long,
+        lattice=lattice_of(facts),
     )
 
 

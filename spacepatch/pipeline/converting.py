@@ -15,6 +15,7 @@ import numpy as np
 from spacepatch.config import RunConfig, load_config
 from spacepatch.data import ClipSpec, Task
 from spacepatch.errors import ConfigError, ResumeError, ShardError
+from spacepatch.pipeline.encoded import channel_sums
 from spacepatch.pipeline.finishing import RunSummary, finish_run
 from spacepatch.pipeline.folder import check_folder, clear_folder
 from spacepatch.pipeline.placement import Placement
@@ -114,6 +115,8 @@ def _settings(plan: Plan, *, layout: str | None, order: str | None, patch: str |
     changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changed:
         raise ConfigError("nothing to convert to: give --to, --order or --patch")
+    if plan.layout.pixel_tubelet is not None:
+        raise ConfigError("pixel tokens lie beside the others (--also pixels): tokenize again")
     if patch is not None:
         if plan.settings["drop"] is not None:
             raise ConfigError(
@@ -196,14 +199,16 @@ def _plan(before: Plan, config: RunConfig, *, recut: bool) -> Plan:
             for task in tasks
         )
     clips = [clip for task in tasks for clip in task.clips]
-    prints = fingerprints_of(config) | {"environment": before.fingerprints["environment"]}
+    prints = fingerprints_of(config, before.encoder) | {
+        "environment": before.fingerprints["environment"]
+    }
     return replace(
         before,
         plan_id="",
         name="",
         settings=config.part("token", "layout", "selection", "seed"),
         fingerprints=prints,
-        layout=layout_of(config, clips),
+        layout=layout_of(config, clips, before.encoder),
         placement=Placement.of(config),
         tasks=tasks,
     )
@@ -316,6 +321,8 @@ def _convert_task(
             pack_length=plan.layout.pack_length,
             files=files,
             pack_crc32c=checksums,
+            # Of the same values in another order: their sums differ in the last bits.
+            channel_sums=channel_sums(plan, packs),
             losses=_losses(plan, new, receipt, rows) if recut else receipt.losses,
         ),
     )

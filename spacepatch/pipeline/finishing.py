@@ -5,14 +5,16 @@ from __future__ import annotations
 import itertools
 import json
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from spacepatch.data import POLICY_REASONS, RETRYABLE_REASONS, Loss, Task
+from spacepatch.data import POLICY_REASONS, RETRYABLE_REASONS, EncoderFacts, Loss, Task
 from spacepatch.errors import ShardError
 from spacepatch.normalization import NORMALIZATIONS
 from spacepatch.packing import lower_bound
+from spacepatch.pipeline.encoded import encoder_of_dataset
 from spacepatch.pipeline.planfile import Plan, PlannedSource
 from spacepatch.shards import (
     DATASET,
@@ -88,7 +90,9 @@ def finish_run(folder: Path, plan: Plan) -> RunSummary:
         "token_widths": list(plan.layout.token_widths),
         "position_dtype": plan.layout.position_dtype,
         "pack_length": plan.layout.pack_length,
-        "constants": constants_of(plan.settings),
+        "constants": constants_of(plan.settings, plan.encoder),
+        "encoder": None if plan.encoder is None else encoder_of_dataset(plan.encoder, receipts),
+        "pixels": pixels_of(plan, receipts),
         "totals": totals,
         "tables": tables,
         "shards": [
@@ -242,15 +246,35 @@ def _describe(
     }
 
 
-def constants_of(settings: dict[str, Any]) -> dict[str, Any]:
-    """What turns stored values into what the model of a preset takes: the loader applies it."""
+def constants_of(settings: dict[str, Any], encoder: EncoderFacts | None = None) -> dict[str, Any]:
+    """What turns stored values into what a model takes: the loader applies it."""
+    if encoder is None:
+        return {"scale": 255, "channels": 4 if settings["alpha"] else 3, **_normalize_of(settings)}
+    if encoder.kind == "codes":
+        return {"channels": encoder.channels, "codebook_size": encoder.codebook_size}
+    # Of the model's own config, whatever it does not say is None.
+    return {"channels": encoder.channels, "latents_are": "raw", **encoder.constants}
+
+
+def _normalize_of(settings: dict[str, Any]) -> dict[str, Any]:
+    name = settings["normalize"]
+    return {"normalize": {"name": name, **asdict(NORMALIZATIONS[name])}}
+
+
+def pixels_of(plan: Plan, receipts: Sequence[ShardReceipt]) -> dict[str, Any] | None:
+    """What dataset.json says of the pixel tokens beside those of an encoder; None: there are none.
+
+    `pack_length` is what the most of them in a pack come to: what a loader pads to.
+    """
+    layout = plan.layout
+    if layout.pixel_tubelet is None:
+        return None
     return {
-        "scale": 255,
-        "channels": 4 if settings["alpha"] else 3,
-        "normalize": {
-            "name": settings["normalize"],
-            **asdict(NORMALIZATIONS[settings["normalize"]]),
-        },
+        "tubelet": list(layout.pixel_tubelet),
+        "token_width": layout.pixel_width,
+        "tokens": sum(receipt.pixel_tokens for receipt in receipts),
+        "pack_length": max((receipt.pack_pixel_tokens for receipt in receipts), default=0),
+        **_normalize_of(plan.settings),
     }
 
 

@@ -10,8 +10,10 @@ import numpy as np
 
 from spacepatch.data import Task
 from spacepatch.packing import PACKERS, count_packs
+from spacepatch.pipeline.encoded import encoder_of_receipt
 from spacepatch.pipeline.placement import Lengths, Placement
 from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.planning import clip_bytes
 
 LOW_FILL = 0.95
 """Fill below which a plan warns."""
@@ -30,13 +32,12 @@ def forecast(plan: Plan) -> dict[str, Any]:
 
     Returns:
         JSON-able: `sources` (a list), `totals`, `packers`, `better_pack_lengths`, `warnings`,
-        `duplicates`.
+        `duplicates`, `encoder` (None: pixels), `token_dtype`.
     """
     length = plan.layout.pack_length
     tokens = plan.num_tokens
     packers: dict[str, dict[str, Any]] = {}
-    # Dropping leaves no whole rows to cut between.
-    names = [*PACKERS, *([] if plan.settings["drop"] else ["cut-to-fit"])]
+    names = [*PACKERS, *(["cut-to-fit"] if _can_cut(plan) else [])]
     for name in names:
         placement = _placement(plan, name)
         packs = sum(_count(task, plan, placement) for task in plan.tasks)
@@ -79,7 +80,17 @@ def forecast(plan: Plan) -> dict[str, Any]:
         "better_pack_lengths": better,
         "duplicates": _duplicates(plan),
         "warnings": warnings,
+        "encoder": None if plan.encoder is None else encoder_of_receipt(plan.encoder),
+        "token_dtype": plan.layout.token_dtype,
     }
+
+
+def _can_cut(plan: Plan) -> bool:
+    """Whether cut_to_fit is possible: dropping leaves no whole rows to cut between, pixels beside
+    the tokens are not cut with them, and a first latent of one frame is at the start alone."""
+    begins_alone = plan.encoder is not None and plan.encoder.lattice.rule.first
+    is_alone = plan.layout.pixel_tubelet is None
+    return plan.settings["drop"] is None and is_alone and not begins_alone
 
 
 def _placement(plan: Plan, name: str) -> Placement:
@@ -98,11 +109,7 @@ def _all_lengths(plan: Plan) -> Lengths:
 
 
 def _token_bytes(plan: Plan) -> int:
-    lengths = _all_lengths(plan)
-    return sum(
-        int(lengths.tokens[items].sum()) * plan.layout.token_bytes(width)
-        for width, items in lengths.by_width()
-    )
+    return sum(clip_bytes(clip, plan.layout) for task in plan.tasks for clip in task.clips)
 
 
 def _fill(tokens: int, packs: int, length: int) -> float:
@@ -114,6 +121,8 @@ def _better_lengths(plan: Plan) -> list[dict[str, Any]]:
     asked = plan.settings
     if asked["drop"] or asked["clip_seconds"] or asked["views"] != "1" or "," in asked["patch"]:
         return []  # what could be cut elsewhere is then not one stretch of video after the other
+    if plan.encoder is not None and plan.encoder.lattice.rule.first:
+        return []  # each piece has a first latent of one frame: rows do not add up
     spans = Counter(_spans(plan))
     length = plan.layout.pack_length
     if not spans:

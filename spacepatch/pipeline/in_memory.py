@@ -10,10 +10,14 @@ import numpy as np
 from spacepatch.clipwriter import ClipTokens, ClipWriter
 from spacepatch.config import RunConfig
 from spacepatch.data import ClipSpec, Fit, Part, Picture, VideoInfo
-from spacepatch.errors import ConfigError, SpacepatchError
-from spacepatch.jobs import frame_of, takers_of
+from spacepatch.encoding import facts_of
+from spacepatch.errors import SpacepatchError
+from spacepatch.jobs import frame_of, own_memory, takers_of, writing
+from spacepatch.latentwriter import LatentWriter
 from spacepatch.pipeline.choosing import clips_of, view_rules_of
-from spacepatch.pipeline.running import token_settings
+from spacepatch.pipeline.encoders import Encoded, encoder_settings, settle
+from spacepatch.pipeline.job_settings import token_settings
+from spacepatch.pipeline.planning import layout_of
 from spacepatch.tubelets import cells_of_rows
 
 
@@ -24,11 +28,14 @@ class FrameTokens:
     clip: ClipSpec
     """Which frames, at which size, in which patches; its times count frames."""
     tokens: np.ndarray
-    """``(N, D)`` uint8, never normalized."""
+    """``(N, D)`` uint8, never normalized; with an encoder latents or codes, as they are stored
+    (bfloat16 as uint16)."""
     positions: np.ndarray
     """``(N, 3)`` int64: t, h, w of each token in the clip's grid."""
     run_lengths: np.ndarray | None
     """``(N,)`` uint16, where static tubelets are dropped."""
+    pixels: np.ndarray | None = None
+    """``(P, D)`` uint8: the pixel tokens beside those of an encoder, where they are asked for."""
 
 
 def tokenize_frames(
@@ -48,14 +55,18 @@ def tokenize_frames(
         The clips, in order of time.
 
     Raises:
-        SpacepatchError: the settings leave nothing of them, and why.
+        SpacepatchError: the settings leave nothing of them, and why; or the encoder cannot be used.
     """
     import av
 
     if frames.ndim != 4 or frames.shape[3] != 3 or frames.dtype != np.uint8 or not len(frames):
         raise ValueError(f"frames are {frames.dtype} {frames.shape}, not uint8 (T, H, W, 3)")
-    if config.kind != "pixels":
-        raise ConfigError(f"encoder: {config.encoder}: this version tokenizes pixels only")
+    encoded = Encoded(config)
+    asked = encoder_settings(config)
+    if asked is not None:
+        facts = facts_of(asked)
+        encoded = Encoded(settle(config, facts), asked, facts)
+    config = encoded.config
     info = _describe(frames, Fraction(fps))
     clips, losses = clips_of(
         config,
@@ -64,26 +75,27 @@ def tokenize_frames(
         ranges=(),
         key=(config.seed, "frames", key),
         rules=view_rules_of(config),
+        facts=encoded.facts,
     )
     if not clips:
         raise SpacepatchError(f"nothing is left: {losses[0].reason}: {losses[0].message}")
-    settings = token_settings(config.effective(), token_dtype="uint8")
-    writers = [
-        ClipWriter(
-            clip,
-            np.empty((clip.num_kept, settings.width_of(clip)), np.uint8),
-            settings,
-            clip_id=f"{config.seed}\0{key}\0{clip.clip}\0{clip.view}",
-        )
-        for clip in clips
-    ]
-    for index, takers in sorted(takers_of(writers).items()):
-        rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames[index]), format="rgb24")
-        picture = Picture(rgb, index, index, rotation=0, mirrored=False, is_corrupt=False)
-        made: dict[Fit, np.ndarray] = {}
-        for writer in takers:
-            writer.add(picture, frame_of(settings, picture, writer.clip.fit, made), "")
-    return [_result(writer, writer.finish(), config) for writer in writers]
+    layout = layout_of(config, clips, encoded.facts)
+    settings = token_settings(
+        config.effective(),
+        token_dtype=layout.token_dtype,
+        encoder=encoded.settings,
+        facts=encoded.facts,
+        pixel_tubelet=layout.pixel_tubelet,
+    )
+    ids = [f"{config.seed}\0{key}\0{clip.clip}\0{clip.view}" for clip in clips]
+    with writing(clips, ids, settings, own_memory) as writers:
+        for index, takers in sorted(takers_of(writers).items()):
+            rgb = av.VideoFrame.from_ndarray(np.ascontiguousarray(frames[index]), format="rgb24")
+            picture = Picture(rgb, index, index, rotation=0, mirrored=False, is_corrupt=False)
+            made: dict[Fit, np.ndarray] = {}
+            for writer in takers:
+                writer.add(picture, frame_of(settings, picture, writer.clip.fit, made), "")
+        return [_result(writer, writer.finish(), config) for writer in writers]
 
 
 def _describe(frames: np.ndarray, fps: Fraction) -> VideoInfo:
@@ -118,4 +130,7 @@ def _result(writer: ClipWriter, made: ClipTokens, config: RunConfig) -> FrameTok
     if kept is None:
         kept = cells_of_rows(made.rows, *clip.grid_thw[1:], merge=config.merge)
     positions = np.stack(np.unravel_index(kept.astype(np.int64), clip.grid_thw), axis=-1)
-    return FrameTokens(clip, writer.tokens[: made.num_kept], positions, made.run_lengths)
+    pixels = writer.pixels if isinstance(writer, LatentWriter) else None
+    if pixels is not None:
+        pixels = pixels[: made.num_pixel_tokens]
+    return FrameTokens(clip, writer.tokens[: made.num_kept], positions, made.run_lengths, pixels)

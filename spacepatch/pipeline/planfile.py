@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from spacepatch.config import fingerprint
-from spacepatch.data import ClipSpec, Fit, Loss, Part, Source, Task, VideoInfo
+from spacepatch.data import ClipSpec, EncoderFacts, Fit, Loss, Part, Source, Task, VideoInfo
 from spacepatch.errors import ShardError
+from spacepatch.framerules import PIXELS, Lattice
 from spacepatch.pipeline.placement import Placement
 from spacepatch.shards import (
     FORMAT_VERSION,
@@ -60,6 +61,8 @@ class Plan:
     num_ignored: int
     inputs: str
     """Fingerprint of what the SOURCE arguments say: names, ranges, columns."""
+    encoder: EncoderFacts | None = None
+    """None: pixels are cut."""
 
     @property
     def num_tokens(self) -> int:
@@ -102,6 +105,7 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
         "placement": asdict(plan.placement),
         "num_ignored": plan.num_ignored,
         "inputs": plan.inputs,
+        "encoder": None if plan.encoder is None else plan.encoder.to_json(),
     }
     text = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False)
     publish_bytes(folder / "plan.json", text.encode() + b"\n")
@@ -195,6 +199,9 @@ def read_plan(folder: Path, sources: dict[str, Source]) -> Plan:
     if actual != document["plan_sha256"]:
         raise ShardError(f"{path}: is not the file that plan.json names; use --overwrite")
     prints = document["fingerprints"]
+    found = document.get("encoder")
+    encoder = None if found is None else EncoderFacts.from_json(found)
+    lattice = PIXELS if encoder is None else encoder.lattice
     planned: dict[str, int] = {}
     records: list[PlannedSource] = []
     clips: dict[int, list[ClipSpec]] = defaultdict(list)
@@ -210,7 +217,7 @@ def read_plan(folder: Path, sources: dict[str, Source]) -> Plan:
             losses.append(_read_loss(row))
             continue
         number = row["task"]
-        clips[number].append(_read_clip(row, planned[identity]))
+        clips[number].append(_read_clip(row, planned[identity], lattice))
         splits[number] = row["split"]
         digest = digests.setdefault(number, hashlib.blake2b(digest_size=16))
         digest.update(json.dumps(row, sort_keys=True).encode())
@@ -223,21 +230,27 @@ def read_plan(folder: Path, sources: dict[str, Source]) -> Plan:
         )
         for number in sorted(clips)
     ]
-    layout = document["layout"]
     return Plan(
         plan_id=document["plan_id"],
         name=document["name"],
         settings=document["settings"],
         fingerprints=prints,
         environment=document["environment"],
-        layout=Layout(**{**layout, "token_widths": tuple(layout["token_widths"])}),
+        layout=_read_layout(document["layout"]),
         placement=Placement(**document["placement"]),
         sources=tuple(records),
         tasks=tuple(tasks),
         losses=tuple(losses),
         num_ignored=document["num_ignored"],
         inputs=document["inputs"],
+        encoder=encoder,
     )
+
+
+def _read_layout(values: dict[str, Any]) -> Layout:
+    tubelet = values.get("pixel_tubelet")
+    tuples = {"token_widths": tuple(values["token_widths"])}
+    return Layout(**(values | tuples | {"pixel_tubelet": tubelet and tuple(tubelet)}))
 
 
 def read_plan_document(folder: Path) -> dict[str, Any]:
@@ -301,7 +314,7 @@ def _read_loss(row: dict[str, Any]) -> Loss:
     )
 
 
-def _read_clip(row: dict[str, Any], source: int) -> ClipSpec:
+def _read_clip(row: dict[str, Any], source: int, lattice: Lattice) -> ClipSpec:
     return ClipSpec(
         source=source,
         clip=row["clip"],
@@ -321,6 +334,7 @@ def _read_clip(row: dict[str, Any], source: int) -> ClipSpec:
         drop=row["drop"],
         num_source_frames=row["num_source_frames"],
         extra=json.loads(row["extra"]),
+        lattice=lattice,
     )
 
 

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from typing import Any
 
 from spacepatch.config import RunConfig, fingerprint
-from spacepatch.data import ClipSpec, Loss, Source, Task
+from spacepatch.data import ClipSpec, EncoderFacts, Loss, Source, Task
 from spacepatch.drop import static_threshold
 from spacepatch.environment import environment
-from spacepatch.errors import ConfigError
+from spacepatch.latentwriter import pixel_clip
 from spacepatch.pipeline.choosing import choose_source, source_loss
+from spacepatch.pipeline.encoders import pixel_tubelet_of
 from spacepatch.pipeline.placement import Lengths, Placement, cut_into_tasks
 from spacepatch.pipeline.planfile import Plan, PlannedSource, inputs_fingerprint
 from spacepatch.probes import Probed, ProbeJob, probe_source, slim
 from spacepatch.shards import Layout
 from spacepatch.sources import Listing
+from spacepatch.token_dtypes import code_dtype
 from spacepatch.tubelets import token_width
 from spacepatch.workers import Fault, WorkerPool
 
@@ -32,15 +37,23 @@ Progress = Callable[[int, int], None]
 """Told (done, total) after each source."""
 
 
-def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed: Progress) -> Plan:
+def plan_run(
+    config: RunConfig,
+    listing: Listing,
+    *,
+    pool: WorkerPool,
+    on_probed: Progress,
+    facts: EncoderFacts | None = None,
+) -> Plan:
     """Probe the sources, choose their clips, order them and cut them into tasks.
+
+    Args:
+        facts: of the encoder, with which `config` was settled; None: pixels are cut.
 
     Raises:
         ConfigError: the settings fit no plan.
     """
-    if config.kind != "pixels":
-        raise ConfigError(f"encoder: {config.encoder}: this version tokenizes pixels only")
-    prints = fingerprints_of(config)
+    prints = fingerprints_of(config, facts)
     sources: list[PlannedSource] = []
     losses: list[Loss] = [
         source_loss(source, "list", "unreadable", "no such file") for source in listing.missing
@@ -49,7 +62,8 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
     made: dict[int, tuple[PlannedSource, list[ClipSpec], list[Loss]]] = {}
     for row, found in _probe_each(listing.sources, config, pool, on_probed):
         # At once, so that the frame tables of all sources are never in memory together.
-        made[row] = _plan_source(config, prints["token"], row, listing.sources[row], found)
+        source = listing.sources[row]
+        made[row] = _plan_source(config, prints["token"], row, source, found, facts)
     for row in range(len(listing.sources)):
         planned, chosen, ruled_out = made.pop(row)
         sources.append(planned)
@@ -58,7 +72,7 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
     for source in listing.missing:
         sources.append(PlannedSource(source, "", None, 0, 0.0))
 
-    layout = layout_of(config, clips)
+    layout = layout_of(config, clips, facts)
     placement = Placement.of(config)
     tasks = _make_tasks(config, prints["token"], sources, clips, layout, placement)
     return Plan(
@@ -66,7 +80,7 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
         name="",
         settings=config.part("token", "layout", "selection", "seed"),
         fingerprints=prints,
-        environment=environment(config.resampler, config.decoder),
+        environment=environment_of(config),
         layout=layout,
         placement=placement,
         sources=tuple(sources),
@@ -74,6 +88,7 @@ def plan_run(config: RunConfig, listing: Listing, *, pool: WorkerPool, on_probed
         losses=tuple(losses),
         num_ignored=listing.num_ignored,
         inputs=inputs_fingerprint(listing),
+        encoder=facts,
     )
 
 
@@ -110,12 +125,17 @@ def _probe_each(
 
 
 def _plan_source(
-    config: RunConfig, token_fingerprint: str, row: int, source: Source, found: Probed
+    config: RunConfig,
+    token_fingerprint: str,
+    row: int,
+    source: Source,
+    found: Probed,
+    facts: EncoderFacts | None,
 ) -> tuple[PlannedSource, list[ClipSpec], list[Loss]]:
     planned = _planned(source, found)
     if found.info is None:
         return planned, [], [source_loss(source, "probe", found.reason, found.message)]
-    return planned, *choose_source(config, token_fingerprint, row, source, found.info)
+    return planned, *choose_source(config, token_fingerprint, row, source, found.info, facts)
 
 
 def _planned(source: Source, found: Probed) -> PlannedSource:
@@ -128,37 +148,63 @@ def _planned(source: Source, found: Probed) -> PlannedSource:
     )
 
 
-def layout_of(config: RunConfig, clips: Sequence[ClipSpec]) -> Layout:
+def layout_of(
+    config: RunConfig, clips: Sequence[ClipSpec], facts: EncoderFacts | None = None
+) -> Layout:
     """What every pack of this run has in common."""
+    channels = config.channels if facts is None else facts.channels
+    dtype = "uint8"
+    if facts is not None:
+        size = facts.codebook_size
+        dtype = config.latent_dtype if size is None else code_dtype(size)
     widths = tuple(
-        token_width(tubelet_size, (height, width), config.channels, config.halo)
+        token_width(tubelet_size, (height, width), channels, config.halo)
         for tubelet_size, height, width in config.patches
     )
-    index = config.index
-    if index == "auto":
-        index = "full" if min(widths) >= SMALL_TOKEN_BYTES else "compact"
     largest = max((max(clip.grid_thw) for clip in clips), default=0)
-    return Layout(
+    layout = Layout(
         pack_length=config.pack_length,
-        token_dtype="uint8",
+        token_dtype=dtype,
         token_widths=tuple(sorted(set(widths), reverse=True)),
-        index=index,
+        index=config.index,
         position_dtype="int16" if largest < 2**15 else "int32",
         order=config.order,
-        channels=config.channels,
+        channels=channels,
         halo=config.halo,
         run_lengths=static_threshold(config.drop) is not None,
         visible=config.store_mask,
+        pixel_tubelet=pixel_tubelet_of(config, facts),
     )
+    if layout.index != "auto":
+        return layout
+    index = "full" if layout.content_bytes(min(widths)) >= SMALL_TOKEN_BYTES else "compact"
+    return replace(layout, index=index)
 
 
-def fingerprints_of(config: RunConfig) -> dict[str, str]:
+def fingerprints_of(config: RunConfig, facts: EncoderFacts | None = None) -> dict[str, str]:
     """What makes the tokens, what lays them out, and with which libraries."""
     return {
-        "token": fingerprint(config.part("token")),
-        "layout": fingerprint({"store": "tokens", **config.part("layout")}),
-        "environment": fingerprint(environment(config.resampler, config.decoder)),
+        **content_fingerprints(config.part("token"), config.part("layout"), facts),
+        "environment": fingerprint(environment_of(config)),
     }
+
+
+def content_fingerprints(
+    token: dict[str, Any], layout: dict[str, Any], facts: EncoderFacts | None
+) -> dict[str, str]:
+    """The fingerprints `token` and `layout`, of the settings that are parts of them."""
+    layout = {"store": "tokens", **layout}
+    if facts is not None:
+        # Whatever its file or folder is called; its constants say how tokens are to be read.
+        token = token | {"encoder": facts.identity}
+        layout["constants"] = facts.constants
+    return {"token": fingerprint(token), "layout": fingerprint(layout)}
+
+
+def environment_of(config: RunConfig) -> dict[str, str]:
+    """`environment` of the libraries that these settings use."""
+    kind = (config.encoder or "").partition(":")[0]
+    return environment(config.resampler, config.decoder, kind)
 
 
 # --- order and tasks ---------------------------------------------------------------------------
@@ -172,7 +218,8 @@ def _make_tasks(
     layout: Layout,
     placement: Placement,
 ) -> list[Task]:
-    pack_bytes = layout.token_bytes(max(layout.token_widths)) * layout.pack_length
+    beside = _pixel_bytes_a_token(clips, layout)
+    pack_bytes = (layout.token_bytes(max(layout.token_widths)) + beside) * layout.pack_length
     capacity = max(1, config.shard_bytes // pack_bytes) * pack_bytes
     most = max(pack_bytes, capacity // RUNS_PER_SHARD)
     by_split: dict[str, list[list[ClipSpec]]] = defaultdict(list)
@@ -190,7 +237,7 @@ def _make_tasks(
         borders = cut_into_tasks(
             [Lengths.of(run, layout) for run in runs],
             placement=placement,
-            token_bytes=layout.token_bytes,
+            token_bytes=lambda width: layout.token_bytes(width) + beside,
             capacity=capacity,
         )
         for first, last in borders:
@@ -199,12 +246,33 @@ def _make_tasks(
     return tasks
 
 
+def _pixel_bytes_a_token(clips: Sequence[ClipSpec], layout: Layout) -> int:
+    """Bytes of the pixel tokens beside a token, on average: a pack has no other share of them."""
+    num_tokens = sum(clip.num_kept for clip in clips)
+    if layout.pixel_tubelet is None or not num_tokens:
+        return 0
+    return math.ceil(sum(pixel_bytes(clip, layout) for clip in clips) / num_tokens)
+
+
+def clip_bytes(clip: ClipSpec, layout: Layout) -> int:
+    """Bytes that a clip takes in a shard."""
+    own = clip.num_kept * layout.token_bytes(layout.width_of(clip))
+    return own + pixel_bytes(clip, layout)
+
+
+def pixel_bytes(clip: ClipSpec, layout: Layout) -> int:
+    """Bytes of its pixel tokens, where there are such beside those of an encoder."""
+    if layout.pixel_tubelet is None:
+        return 0
+    return pixel_clip(clip, layout.pixel_tubelet).num_kept * layout.pixel_width
+
+
 def _runs(clips: Sequence[ClipSpec], most_bytes: int, layout: Layout) -> Iterator[list[ClipSpec]]:
     """Consecutive clips of one source, of at most `most_bytes` unless one clip has more."""
     run: list[ClipSpec] = []
     num_bytes = 0
     for clip in clips:
-        own = clip.num_kept * layout.token_bytes(layout.width_of(clip))
+        own = clip_bytes(clip, layout)
         if run and (clip.source != run[0].source or num_bytes + own > most_bytes):
             yield run
             run, num_bytes = [], 0

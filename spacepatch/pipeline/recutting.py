@@ -47,9 +47,10 @@ def relay_segment(stored: Stored, config: RunConfig) -> SegmentContent:
     order = np.argsort(stored.kept // cells * cells + place[stored.kept % cells], kind="stable")
     halo = row["halo"]
     patch_h, patch_w = (side + 2 * halo for side in row["patch_size"])
+    channels = stored.tokens.shape[1] // (row["tubelet_size"] * patch_h * patch_w)
     tokens = change_layout(
         stored.tokens[order],
-        token_shape=(config.channels, row["tubelet_size"], patch_h, patch_w),
+        token_shape=(channels, row["tubelet_size"], patch_h, patch_w),
         before=row["layout"],
         after=config.layout,
     )

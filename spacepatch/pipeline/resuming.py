@@ -6,25 +6,38 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 from spacepatch.config import RunConfig
-from spacepatch.data import Source
-from spacepatch.environment import environment
+from spacepatch.data import EncoderFacts, Source
 from spacepatch.errors import ResumeError
 from spacepatch.pipeline.planfile import Plan, inputs_fingerprint
+from spacepatch.pipeline.planning import environment_of
 from spacepatch.sources import Listing, content_id
 
 
-def check_plan(document: dict[str, Any], config: RunConfig) -> None:
-    """Refuse to go on with other settings or libraries than those of the plan.
+def check_plan(
+    document: dict[str, Any], config: RunConfig, facts: EncoderFacts | None = None
+) -> None:
+    """Refuse to go on with other settings, libraries or weights than those of the plan.
+
+    Args:
+        facts: of the encoder, with which `config` was settled.
 
     Raises:
         ResumeError: naming each difference.
     """
     differences = []
     now = config.part("token", "layout", "selection", "seed")
+    if facts is not None and document.get("encoder"):
+        # Its name may change, what it does may not.
+        before, after = document["encoder"], facts.to_json()
+        now.pop("encoder")
+        for key in ("identity", "constants"):
+            if before[key] != after[key]:
+                changed = [name for name in after[key] if before[key].get(name) != after[key][name]]
+                differences.append(f"{', '.join(changed)} of the encoder {before['name']} changed")
     for key, value in now.items():
         if document["settings"].get(key) != value:
             differences.append(f"{key} was {document['settings'].get(key)!r}, is {value!r}")
-    for name, value in environment(config.resampler, config.decoder).items():
+    for name, value in environment_of(config).items():
         if document["environment"].get(name) != value:
             differences.append(f"{name} was {document['environment'].get(name)}, is {value}")
     if differences:

@@ -13,12 +13,18 @@ from typing import Any
 import numpy as np
 
 from spacepatch.arena import Arena
-from spacepatch.clipwriter import TokenSettings
-from spacepatch.config import parse_colour
+from spacepatch.clipwriter import ClipLoss
 from spacepatch.data import Loss, Task, TaskReport
-from spacepatch.drop import static_threshold
+from spacepatch.encoding import EncoderSettings
 from spacepatch.errors import ShardError
-from spacepatch.jobs import Job, JobResult, run_job
+from spacepatch.jobs import Job, JobResult, arena_bytes, run_job
+from spacepatch.pipeline.encoded import (
+    channel_sums,
+    encoder_of_receipt,
+    pixel_counts,
+    with_pixels,
+)
+from spacepatch.pipeline.job_settings import token_settings
 from spacepatch.pipeline.placement import Lengths
 from spacepatch.pipeline.planfile import Plan
 from spacepatch.pipeline.segments import Made, clip_id, segment_of
@@ -33,11 +39,14 @@ from spacepatch.shards import (
 )
 from spacepatch.shards.receipts import missing_files, write_receipt
 from spacepatch.storage import private_folder, remove
-from spacepatch.tubelets import merge_of
 from spacepatch.workers import Fault, WorkerPool
 
 TASKS_IN_MEMORY = 2
 """One being written while the next is being decoded: no core waits at a shard's border."""
+
+
+ALIGNMENT = 8
+"""Bytes that clips begin at multiples of, so that no number lies across two words."""
 
 
 def pending_tasks(folder: Path, plan: Plan) -> list[Task]:
@@ -55,9 +64,16 @@ def is_done(folder: Path, plan: Plan, task: Task) -> bool:
     return receipt.task_id == task.task_id and not missing_files(folder, receipt)
 
 
-def run_task(plan: Plan, task: Task, *, folder: Path, pool: WorkerPool) -> TaskReport:
+def run_task(
+    plan: Plan,
+    task: Task,
+    *,
+    folder: Path,
+    pool: WorkerPool,
+    encoder: EncoderSettings | None = None,
+) -> TaskReport:
     """Make one shard; `run_tasks` for a single task."""
-    return next(run_tasks(plan, [task], folder=folder, pool=pool))
+    return next(run_tasks(plan, [task], folder=folder, pool=pool, encoder=encoder))
 
 
 def run_tasks(
@@ -66,6 +82,7 @@ def run_tasks(
     *,
     folder: Path,
     pool: WorkerPool,
+    encoder: EncoderSettings | None = None,
     on_job: Callable[[JobReport], None] = lambda report: None,
 ) -> Iterator[TaskReport]:
     """Make the shards of `tasks`, the jobs of the next one starting while one is written.
@@ -73,7 +90,11 @@ def run_tasks(
     What is written depends on the plan and on what could be decoded, never on workers, on the order
     of arrival, or on where a run was interrupted.
 
+    Args:
+        encoder: where the plan's encoder is; None: it has none.
+
     Raises:
+        EncodeError: the encoder is not the one of the plan.
         OSError: the output cannot be written; what is finished stays, and the run resumes.
     """
     waiting = deque(tasks)
@@ -90,7 +111,7 @@ def run_tasks(
                     and pool.num_running < pool.workers
                     and len(opened) + len(writing) < TASKS_IN_MEMORY
                 ):
-                    running = _Running.of(plan, waiting.popleft(), folder)
+                    running = _Running.of(plan, waiting.popleft(), folder, encoder)
                     opened[running.task.number] = running
                     jobs.extend(running.jobs)
                 while jobs and pool.has_room:
@@ -158,13 +179,18 @@ class _Running:
     outcomes: dict[int, JobResult | Fault] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan, task: Task, folder: Path) -> _Running:
+    def of(cls, plan: Plan, task: Task, folder: Path, encoder: EncoderSettings | None) -> _Running:
         layout = plan.layout
-        itemsize = np.dtype(layout.token_dtype).itemsize
-        sizes = [clip.num_kept * layout.width_of(clip) * itemsize for clip in task.clips]
+        settings = token_settings(
+            plan.settings,
+            token_dtype=layout.token_dtype,
+            encoder=encoder,
+            facts=plan.encoder,
+            pixel_tubelet=layout.pixel_tubelet,
+        )
+        sizes = [-(-arena_bytes(settings, clip) // ALIGNMENT) * ALIGNMENT for clip in task.clips]
         offsets = [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
         arena = Arena(offsets[-1], folder=private_folder(folder))
-        settings = token_settings(plan.settings, token_dtype=layout.token_dtype)
         by_source: dict[int, list[int]] = {}
         for place, clip in enumerate(task.clips):
             by_source.setdefault(clip.source, []).append(place)
@@ -188,28 +214,6 @@ class _Running:
         # Longest first, so that no worker is left alone with a long video at the end.
         jobs.sort(key=lambda item: (-_cost(item[1]), item[0]))
         return cls(task, arena, offsets, jobs, clips_of_job)
-
-
-def token_settings(asked: dict[str, Any], *, token_dtype: str) -> TokenSettings:
-    """What every job of a run is told, from its effective settings."""
-    return TokenSettings(
-        layout=asked["layout"],
-        merge=merge_of(asked["order"]),
-        halo=asked["halo"],
-        tail=asked["tail"],
-        resampler=asked["resampler"],
-        decoder=asked["decoder"],
-        trust_input=asked["trust_input"],
-        max_pixels=asked["max_pixels"],
-        interlaced=asked["interlaced"],
-        untagged=asked["untagged"],
-        hdr=asked["hdr"],
-        background=parse_colour(asked["background"]),
-        alpha=asked["alpha"],
-        allow_corrupt=asked["allow_corrupt"],
-        static_threshold=static_threshold(asked["drop"]),
-        token_dtype=token_dtype,
-    )
 
 
 def _cost(job: Job) -> int:
@@ -254,6 +258,9 @@ def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
         pack_crc32c=checksums,
         losses=[asdict(loss) for loss in losses],
         observed=observed,
+        encoder=None if plan.encoder is None else encoder_of_receipt(plan.encoder),
+        channel_sums=channel_sums(plan, packs),
+        **pixel_counts(packs),
     )
     write_receipt(folder, stem, receipt)
     del packs
@@ -282,7 +289,9 @@ def _collect(
         for position, place in enumerate(places):
             spec = running.task.clips[place]
             if isinstance(outcome, Fault):
-                reports = [(outcome.reason, len(spec.frame_pts), spec.num_kept, outcome.message)]
+                reports = [
+                    ClipLoss(outcome.reason, len(spec.frame_pts), spec.num_kept, outcome.message)
+                ]
             else:
                 tokens = outcome.clips[position]
                 reports = list(tokens.losses)
@@ -293,15 +302,15 @@ def _collect(
                     source=source.name,
                     source_id=source.source_id,
                     clip=spec.clip,
-                    stage="decode",
-                    reason=reason,
-                    num_frames=frames,
-                    num_tokens=count,
-                    message=message,
+                    stage=loss.stage,
+                    reason=loss.reason,
+                    num_frames=loss.num_frames,
+                    num_tokens=loss.num_tokens,
+                    message=loss.message,
                     split=source.split,
                     source_root=source.source_root,
                 )
-                for reason, frames, count, message in reports
+                for loss in reports
             ]
     return (
         [made[place] for place in sorted(made)],
@@ -335,9 +344,12 @@ def _contents(plan: Plan, made: list[Made], arena: Arena) -> list[list[SegmentCo
         for item, first, last in pieces:
             clip = made[item]
             tokens = arena.tokens(
-                clip.offset, count=clip.num_kept, dtype=layout.token_dtype, width=widths[item]
+                clip.offset, count=clip.num_kept, dtype=layout.storage, width=widths[item]
             )
-            pack.append(segment_of(plan, clip, first, last, tokens))
+            content = segment_of(plan, clip, first, last, tokens)
+            if layout.pixel_tubelet is not None:
+                content = with_pixels(content, clip, arena, layout)
+            pack.append(content)
         packs.append(pack)
     return packs
 

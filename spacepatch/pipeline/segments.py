@@ -112,17 +112,19 @@ def _row(plan: Plan, made: Made, first: int, last: int, *, num_kept: int) -> dic
     planned = plan.sources[spec.source]
     info, source = planned.info, planned.source
     assert info is not None, "a clip has a probed source"
-    rows, size = tokens.rows, spec.tubelet_size
+    rows, starts = tokens.rows, spec.row_starts
     low = 0 if first == 0 else int(rows[first])
     high = tokens.grid_t if last == len(rows) else int(rows[last])
     start = spec.start_pts if low == 0 else int(spec.row_pts[low])
     stop = spec.stop_pts if high == spec.grid_thw[0] else int(spec.row_pts[high])
-    frames = slice(low * size, min(high * size, tokens.num_frames))
-    pts, indices = spec.frame_pts[frames], spec.frame_indices[frames]
+    begin, end = int(starts[low]), min(int(starts[high]), tokens.num_frames)
+    pts, indices = spec.frame_pts[begin:end], spec.frame_indices[begin:end]
     # The frames of a kept row: a whole tubelet, but for the clip's last row before its tail.
-    valid = sum(min(size, len(pts) - (int(row) - low) * size) for row in rows[first:last])
+    covered = np.minimum(starts, end)
+    valid = int(np.diff(covered)[rows[first:last]].sum())
     grid = (high - low, *spec.grid_thw[1:])
-    seconds = [float(int(time) * info.time_base) for time in pts[::size]]
+    firsts = spec.frame_pts[starts[low:high]]
+    seconds = [float(int(time) * info.time_base) for time in firsts]
     part = info.part_at(int(spec.frame_indices[0]))
     scaled = spec.fit.scaled
     return {
@@ -162,13 +164,13 @@ def _row(plan: Plan, made: Made, first: int, last: int, *, num_kept: int) -> dic
         "padded_frames": tokens.padded_frames if high == tokens.grid_t else 0,
         "repeated_frames": int(np.count_nonzero(np.diff(indices) == 0)),
         "corrupt_frames": len(pts) - valid,
-        "damaged_frames": int(np.isin(tokens.damaged, np.arange(low * size, high * size)).sum()),
+        "damaged_frames": int(np.isin(tokens.damaged, np.arange(begin, end)).sum()),
         "tail": plan.settings["tail"],
         "crop": spec.fit.crop,
         "pad": spec.fit.pad,
         "scale": [scaled[0] / part.display_size[0], scaled[1] / part.display_size[1]],
         "aspect_error": aspect_error(part.display_size, scaled),
-        "tubelet_size": size,
+        "tubelet_size": spec.tubelet_size,
         "patch_size": spec.patch_size,
         "halo": layout.halo,
         "layout": plan.settings["layout"],

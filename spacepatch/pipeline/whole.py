@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,6 +13,7 @@ from spacepatch.config import RunConfig, parse_bytes
 from spacepatch.data import POLICY_REASONS, Loss, Task, TaskReport
 from spacepatch.errors import ConfigError, LossLimitError, ShardError
 from spacepatch.limits import available_cores
+from spacepatch.pipeline.encoders import Encoded, resolve_encoder
 from spacepatch.pipeline.finishing import (
     RunSummary,
     finish_run,
@@ -115,20 +117,24 @@ def tokenize(
     watch = watch or Watch()
     listing = list_inputs(arguments, config, root=root)
     check_folder(out)
-    with lock(out), make_pool(config) as pool:
+    with ExitStack() as stack:
+        pool = stack.enter_context(make_pool(config))
+        # First, so that a wrong one leaves no folder behind.
+        encoded = resolve_encoder(config, pool)
+        stack.enter_context(lock(out))
         sweep_temporary(out)
         if overwrite:
             clear_folder(out)
-        plan = _plan_or_resume(out, config, listing, pool, watch)
+        plan = _plan_or_resume(out, encoded, listing, pool, watch)
         if retry_lost:
             if _is_probed_now(plan, config, pool):
                 # A plan that a timeout made smaller is not the untroubled one: it is made anew.
                 clear_folder(out)
-                plan = _plan_or_resume(out, config, listing, pool, watch)
+                plan = _plan_or_resume(out, encoded, listing, pool, watch)
             forget_retryable(out, plan)
         pending = pending_tasks(out, plan)
         watch.on_start(plan, pending)
-        _run(plan, pending, out, config, pool, watch)
+        _run(plan, pending, out, encoded, pool, watch)
         return finish_run(out, plan)
 
 
@@ -150,26 +156,34 @@ def make_plan(
     listing = list_inputs(arguments, config, root=root)
     if out is None:
         with make_pool(config) as pool:
-            return plan_run(config, listing, pool=pool, on_probed=watch.on_probed)
+            return _plan(resolve_encoder(config, pool), listing, pool, watch)
     check_folder(out)
-    with lock(out), make_pool(config) as pool:
+    with ExitStack() as stack:
+        pool = stack.enter_context(make_pool(config))
+        encoded = resolve_encoder(config, pool)
+        stack.enter_context(lock(out))
         sweep_temporary(out)
         if overwrite:
             clear_folder(out)
-        return _plan_or_resume(out, config, listing, pool, watch)
+        return _plan_or_resume(out, encoded, listing, pool, watch)
+
+
+def _plan(encoded: Encoded, listing: Listing, pool: WorkerPool, watch: Watch) -> Plan:
+    return plan_run(
+        encoded.config, listing, pool=pool, on_probed=watch.on_probed, facts=encoded.facts
+    )
 
 
 def _plan_or_resume(
-    out: Path, config: RunConfig, listing: Listing, pool: WorkerPool, watch: Watch
+    out: Path, encoded: Encoded, listing: Listing, pool: WorkerPool, watch: Watch
 ) -> Plan:
     try:
         document = read_plan_document(out)
     except ShardError:
         if (out / "plan.json").exists():
             raise
-        plan = plan_run(config, listing, pool=pool, on_probed=watch.on_probed)
-        return write_plan(out, plan)
-    check_plan(document, config)
+        return write_plan(out, _plan(encoded, listing, pool, watch))
+    check_plan(document, encoded.config, encoded.facts)
     sources = {source.source_id: source for source in (*listing.sources, *listing.missing)}
     plan = read_plan(out, sources)
     check_inputs(plan, listing)
@@ -180,17 +194,19 @@ def _run(
     plan: Plan,
     pending: Sequence[Task],
     out: Path,
-    config: RunConfig,
+    encoded: Encoded,
     pool: WorkerPool,
     watch: Watch,
 ) -> None:
-    limit = None
+    config, limit = encoded.config, None
     if config.max_losses is not None:
         limit = parse_share("max_losses", config.max_losses, len(plan.sources), math.floor)
     losses = LossCount(plan, limit)
     left = {task.number for task in pending}
     losses.add(finished_losses(out, plan, [task for task in plan.tasks if task.number not in left]))
-    for report in run_tasks(plan, pending, folder=out, pool=pool, on_job=watch.on_job):
+    for report in run_tasks(
+        plan, pending, folder=out, pool=pool, encoder=encoded.settings, on_job=watch.on_job
+    ):
         watch.on_task(report)
         losses.add(report.losses)
 
@@ -215,7 +231,8 @@ class LossCount:
             LossLimitError: they are more than `max_losses` allows.
         """
         for loss in losses:
-            self._left[loss.source_id] -= loss.num_frames if loss.stage == "decode" else 0
+            is_of_clip = loss.stage in ("decode", "encode")
+            self._left[loss.source_id] -= loss.num_frames if is_of_clip else 0
             if self._left[loss.source_id] <= 0 and loss.reason not in POLICY_REASONS:
                 self._lost.add(loss.source_id)
         if self._limit is not None and len(self._lost) > self._limit:

@@ -25,7 +25,9 @@ class PackMembers:
 
     key: str
     tokens: np.ndarray
-    """(N, D), read-only, backed by the memory map."""
+    """(N, D), read-only, backed by the memory map. Of bfloat16 the bits, as uint16."""
+    token_dtype: str
+    """What `tokens` are: their dtype, or ``bfloat16``."""
     segments: np.ndarray
     """(S, 8) int32: offset, num_kept, T, H, W, tubelet_size, patch_h, patch_w."""
     segment_ids: np.ndarray
@@ -36,6 +38,10 @@ class PackMembers:
     """(N,) uint16: tubelets in time that each token stands for, where static ones are dropped."""
     visible: np.ndarray | None
     """(N,) uint8: a stored mask, 1 = visible to the encoder."""
+    pixels: np.ndarray | None
+    """(P, D) uint8: pixel tokens of the same segments, beside those of an encoder."""
+    pixel_segments: np.ndarray | None
+    """(S, 8) int32: as `segments`, of the pixel tokens: a whole grid each."""
     document: dict[str, Any]
     """pack.json."""
 
@@ -153,11 +159,14 @@ class ShardReader:
         return PackMembers(
             key=f"{self.stem}-{pack:06d}",
             tokens=tokens,
+            token_dtype=self.receipt.token_dtype,
             segments=segments,
             segment_ids=ids,
             positions=positions,
             run_lengths=self._optional(pack, "run_lengths.npy"),
             visible=self._optional(pack, "visible.npy"),
+            pixels=self._optional(pack, "pixels.npy"),
+            pixel_segments=self._optional(pack, "pixel_segments.npy"),
             document=self.document(pack),
         )
 

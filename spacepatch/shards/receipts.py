@@ -38,6 +38,16 @@ class ShardReceipt:
     losses: list[dict[str, Any]]
     observed: dict[str, dict[str, Any]]
     """By source_id, what only a decoded picture tells: rotation, mirrored."""
+    encoder: dict[str, Any] | None = None
+    """What a shard alone must say of its encoder: name, kind, rule, stride, channels, codebook_size
+    and is_local; None for pixels."""
+    channel_sums: list[list[float]] | None = None
+    """Of latents: the values of each channel that were written, then their sums, then the sums of
+    their squares."""
+    pixel_tokens: int = 0
+    """Pixel tokens beside those of an encoder."""
+    pack_pixel_tokens: int = 0
+    """The most of them in one pack."""
     format_version: int = field(default=FORMAT_VERSION)
 
     @property

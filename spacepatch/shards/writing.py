@@ -18,6 +18,7 @@ from spacepatch.data import ClipSpec
 from spacepatch.shards.tables import SEGMENTS, write_table
 from spacepatch.shards.version import FORMAT_VERSION
 from spacepatch.storage import publish, publish_bytes
+from spacepatch.token_dtypes import storage_of
 from spacepatch.tubelets import token_width
 
 BLOCK = 512
@@ -59,6 +60,8 @@ class Layout:
     """How many tubelets each token stands for is stored."""
     visible: bool = False
     """A mask is stored."""
+    pixel_tubelet: tuple[int, int, int] | None = None
+    """(frames, height, width) of the pixel tokens beside those of an encoder; None: none are."""
 
     @property
     def members(self) -> list[str]:
@@ -71,6 +74,7 @@ class Layout:
             *index[self.index],
             *(["run_lengths.npy"] if self.run_lengths else []),
             *(["visible.npy"] if self.visible else []),
+            *(["pixels.npy", "pixel_segments.npy"] if self.pixel_tubelet else []),
             "pack.json",
         ]
 
@@ -83,9 +87,25 @@ class Layout:
         """Values in a token of a clip."""
         return token_width(clip.tubelet_size, clip.patch_size, self.channels, self.halo)
 
+    @property
+    def pixel_width(self) -> int:
+        """Values in a pixel token; 0 where there is none."""
+        return (
+            token_width(self.pixel_tubelet[0], self.pixel_tubelet[1:]) if self.pixel_tubelet else 0
+        )
+
+    @property
+    def storage(self) -> str:
+        """dtype of tokens.npy: `token_dtype`, or what its bits are stored as."""
+        return storage_of(self.token_dtype)
+
+    def content_bytes(self, width: int) -> int:
+        """Bytes of a token of `width` values by itself."""
+        return width * np.dtype(self.storage).itemsize
+
     def token_bytes(self, width: int) -> int:
         """Bytes on disk of a token of `width` values, with its share of ids and positions."""
-        content = width * np.dtype(self.token_dtype).itemsize
+        content = self.content_bytes(width)
         content += 2 * self.run_lengths + self.visible
         if self.index == "full":
             return content + 4 + 3 * np.dtype(self.position_dtype).itemsize
@@ -106,6 +126,10 @@ class SegmentContent:
     """(num_kept,) uint16: tubelets in time that each token stands for."""
     visible: np.ndarray | None = None
     """(num_kept,) uint8: 1 = visible to the encoder."""
+    pixels: np.ndarray | None = None
+    """(P, D) uint8: the pixel tokens of the same frames, where they are stored too."""
+    pixel_grid: tuple[int, int, int] = (0, 0, 0)
+    """Theirs; none of them is dropped."""
 
 
 def shard_stem(name: str, split: str, number: int) -> str:
@@ -199,7 +223,7 @@ def _members(
         offset += row["num_kept"]
 
     width = contents[0].tokens.shape[1]
-    header = _npy_header(layout.token_dtype, (offset, width))
+    header = _npy_header(layout.storage, (offset, width))
     yield "tokens.npy", [header, *(_bytes_of(content.tokens) for content in contents)]
     yield "segments.npy", _npy(table)
     if layout.index == "full":
@@ -217,6 +241,8 @@ def _members(
     ):
         if name in layout.members:
             yield name, _npy(np.concatenate([array for array in arrays if array is not None]))
+    if layout.pixel_tubelet is not None:
+        yield from _pixel_members(contents, layout)
     document = {
         "format_version": FORMAT_VERSION,
         "store": layout.store,
@@ -228,6 +254,22 @@ def _members(
     }
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     yield "pack.json", [text.encode()]
+
+
+def _pixel_members(
+    contents: Sequence[SegmentContent], layout: Layout
+) -> Iterator[tuple[str, list[Any]]]:
+    """The pixel tokens of the segments, one after the other, and where each begins."""
+    assert layout.pixel_tubelet is not None, "there are such"
+    parts = [content.pixels for content in contents if content.pixels is not None]
+    table = np.zeros((len(contents), 8), np.int32)
+    table[:, 1] = [len(part) for part in parts]
+    table[:, 0] = np.cumsum(table[:, 1]) - table[:, 1]
+    table[:, 2:5] = [content.pixel_grid for content in contents]
+    table[:, 5:] = layout.pixel_tubelet
+    header = _npy_header("uint8", (int(table[:, 1].sum()), layout.pixel_width))
+    yield "pixels.npy", [header, *(_bytes_of(part) for part in parts)]
+    yield "pixel_segments.npy", _npy(table)
 
 
 def positions_in(kept: np.ndarray, grid: Sequence[int]) -> np.ndarray:

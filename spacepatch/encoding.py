@@ -1,0 +1,149 @@
+"""An encoder at work: what it is, loaded once a process, one clip after the other."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from threading import Event, Thread
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from spacepatch.data import EncoderFacts
+from spacepatch.errors import EncodeError
+from spacepatch.workers import beat
+
+if TYPE_CHECKING:
+    from spacepatch.latents.encoders import LatentEncoder
+
+BEAT_SECONDS = 1.0
+MOST_SECONDS = 3600
+"""For one clip, after which a model is taken to hang."""
+CLIPS_WAITING = 2
+"""Clips that lie decoded before an accelerator: it never waits, and memory stays bounded."""
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """Where an encoder is and how it is to compute: the keywords of `load_encoder`."""
+
+    spec: str
+    """``KIND:WHERE``; never written to disk."""
+    device: str = "cpu"
+    dtype: str = "float32"
+    batch: int | None = None
+    posterior: str = "mean"
+    tiles: bool = False
+    allow_download: bool = False
+    trust: bool = False
+    allow_pickle: bool = False
+    expect_sha256: tuple[str, ...] = ()
+
+
+_loaded: tuple[EncoderSettings, LatentEncoder] | None = None
+"""The encoder of this process: a worker encodes many clips, of one dataset."""
+
+
+def encoder_of(settings: EncoderSettings) -> LatentEncoder:
+    """The encoder, loaded when it is first asked for.
+
+    Raises:
+        As of `load_encoder`.
+    """
+    global _loaded
+    if _loaded is None or _loaded[0] != settings:
+        from spacepatch.latents.encoders import load_encoder
+
+        _loaded = None  # the one before is let go of first
+        options = asdict(settings)
+        with beating():
+            _loaded = settings, load_encoder(options.pop("spec"), **options)
+    return _loaded[1]
+
+
+def facts_of(settings: EncoderSettings) -> EncoderFacts:
+    """What a plan needs to know of an encoder; errors as of `load_encoder`."""
+    encoder = encoder_of(settings)
+    return EncoderFacts(
+        name=encoder.name,
+        kind=encoder.kind,
+        rule=str(encoder.rule),
+        stride=encoder.stride,
+        multiple=encoder.multiple,
+        channels=encoder.channels,
+        codebook_size=encoder.codebook_size,
+        is_local=encoder.is_local,
+        dtype=encoder.dtype,
+        constants=dict(encoder.constants),
+        weights=dict(encoder.weights),
+        identity={**encoder.identity(), "posterior": settings.posterior},
+    )
+
+
+def forget_encoder() -> None:
+    """Let go of the encoder of this process, and of its memory."""
+    global _loaded
+    _loaded = None
+
+
+class ClipEncoder:
+    """Encodes clips in the order that they come in: on the CPU at once, on an accelerator in a
+    thread, so that it is fed while the next clip is being decoded."""
+
+    def __init__(self, settings: EncoderSettings, facts: EncoderFacts) -> None:
+        """Raises an `EncodeError` where the encoder is not the one that was planned with."""
+        self.facts = facts
+        self._encoder = encoder_of(settings)
+        found = facts_of(settings)
+        if found.identity != facts.identity:
+            raise EncodeError(
+                f"{facts.name}: is not the encoder that the plan was made with: its weights or how "
+                "it computes have changed; restore it, or start again with --overwrite"
+            )
+        self._thread = None
+        if settings.device != "cpu":
+            self._thread = ThreadPoolExecutor(1, thread_name_prefix="spacepatch-encoder")
+        self._waiting: deque[Future[np.ndarray]] = deque()
+
+    def start(self, frames: np.ndarray, *, seed: tuple[object, ...]) -> Future[np.ndarray]:
+        """Begin to encode ``(T, H, W, 3)``; the result is that of `LatentEncoder.encode`."""
+        if self._thread is None:
+            made: Future[np.ndarray] = Future()
+            try:
+                with beating():
+                    made.set_result(self._encoder.encode(frames, seed=seed))
+            except Exception as error:
+                made.set_exception(error)
+            return made
+        while len(self._waiting) >= CLIPS_WAITING:
+            with beating():
+                self._waiting.popleft().exception()
+        self._waiting.append(self._thread.submit(self._encoder.encode, frames, seed=seed))
+        return self._waiting[-1]
+
+    def close(self) -> None:
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def beating() -> Iterator[None]:
+    """Signs of life of a job while a model computes, which takes more than a frame's time."""
+    done = Event()
+
+    def go_on() -> None:
+        for _ in range(int(MOST_SECONDS / BEAT_SECONDS)):
+            if done.wait(BEAT_SECONDS):
+                return
+            beat()
+
+    thread = Thread(target=go_on, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
