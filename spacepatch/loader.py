@@ -18,23 +18,21 @@ from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch.utils.data import Dataset
 
 from spacepatch.distributions import Choice
-from spacepatch.drop import Drop, RandomDrop, StaticDrop, keep_random, parse_drop
+from spacepatch.drop import Drop, RandomDrop
 from spacepatch.errors import ShardError
+from spacepatch.model_space import LatentSpace
 from spacepatch.normalization import Normalization, normalize_tokens
-from spacepatch.randomness import Draws
-from spacepatch.shards import DATASET, PackMembers, ShardReader, check_version
+from spacepatch.packdraws import draw_visible, drop_tokens, read_drop
+from spacepatch.packtensors import STACKED, to_tensors
+from spacepatch.shards import DATASET, ShardReader, check_version
 from spacepatch.visible import Mask, parse_mask
 
 MAX_OPEN_SHARDS = 128
 """Open at once in a process: each takes a file descriptor, of which macOS grants 256."""
-
-STACKED = ("tokens", "segment_ids", "positions", "seconds", "run_lengths", "visible")
-"""Tensors of one row a token: of one shape in all padded packs."""
 
 
 class PackDataset(Dataset[dict[str, Any]]):
@@ -48,6 +46,8 @@ class PackDataset(Dataset[dict[str, Any]]):
     """dataset.json: settings, fingerprints, constants, totals."""
     pack_length: int
     """Tokens in a padded pack."""
+    pixel_length: int
+    """Pixel tokens beside them; 0 where there are none."""
 
     def __init__(
         self,
@@ -84,6 +84,9 @@ class PackDataset(Dataset[dict[str, Any]]):
         self.padded = padded
         self.document = _read_dataset(self.folder)
         self.pack_length = self.document["pack_length"]
+        # Not every dataset says so.
+        self._pixels = self.document.get("pixels")
+        self.pixel_length = self._pixels["pack_length"] if self._pixels else 0
         shards = self.document["shards"]
         if split is not None:
             known = sorted({shard["split"] for shard in shards})
@@ -111,7 +114,7 @@ class PackDataset(Dataset[dict[str, Any]]):
         """Packs of one width and shard: its place in `_shards`, and the first of them."""
         self._starts = [0, *accumulate(packs for *_, packs in runs)]
         self._mask = self._choose_mask(mask)
-        self._drop = None if drop is None else _read_drop(drop)
+        self._drop = None if drop is None else read_drop(drop)
         self._seed = seed
         # In shared memory, so that workers see what is set after they have started.
         self._epoch = _shared(torch.zeros((), dtype=torch.int64))
@@ -126,7 +129,9 @@ class PackDataset(Dataset[dict[str, Any]]):
         """One pack of N tokens in S segments; N is `pack_length`, or without padding `num_tokens`.
 
         Returns:
-            - ``tokens``: (N, D), in the dtype of the shards; `normalize` makes numbers of them.
+            - ``tokens``: (N, D), as stored, bit by bit: pixels (uint8; `normalize` makes numbers of
+              them), latents (float16, float32 or bfloat16; `to_model_space`), or codes (uint8,
+              uint16 or uint32, with which torch does little: ``tokens.long()``).
             - ``segment_ids``: (N,) int32, 1 to S, 0 = padding.
             - ``positions``: (N, 3) int32, t, h, w of each token in the grid of its segment: true
               whatever the order of the tokens, and whatever was dropped.
@@ -143,6 +148,12 @@ class PackDataset(Dataset[dict[str, Any]]):
             - ``segments``: a dict a segment, as in pack.json: segment_id, source, clip, extra, ...
               With `drop`, its offset and num_kept are those of what is left.
 
+        Where the dataset was made with ``--also pixels``, also P pixel tokens of the same segments,
+        whole grids, of which nothing is dropped or masked; P is `pixel_length`, or without padding
+        ``num_pixel_tokens``: ``pixels`` (P, Dp) uint8, ``pixel_segment_ids`` (P,),
+        ``pixel_positions`` (P, 3), ``pixel_cu_seqlens`` (S + 1,), ``pixel_max_seqlen``,
+        ``pixel_grid_thw`` (S, 3) and ``pixel_patch`` (S, 3), as those of the tokens.
+
         Raises:
             IndexError: there is no such pack.
             ShardError: the shard is missing, damaged, or not the one that dataset.json lists.
@@ -154,10 +165,14 @@ class PackDataset(Dataset[dict[str, Any]]):
         key = self._seed, int(self._epoch)
         drop = self._current_drop()
         if drop is not None:
-            pack = _drop_tokens(pack, drop, key)
+            pack = drop_tokens(pack, drop, key)
         if self._mask is not None:
-            pack = replace(pack, visible=_draw_visible(pack, self._mask, key))
-        return _to_tensors(pack, length=self.pack_length if self.padded else len(pack.tokens))
+            pack = replace(pack, visible=draw_visible(pack, self._mask, key))
+        return to_tensors(
+            pack,
+            length=self.pack_length if self.padded else None,
+            pixel_length=self.pixel_length if self.padded else None,
+        )
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other masks and drops: call it before each epoch's loop over the DataLoader.
@@ -188,24 +203,94 @@ class PackDataset(Dataset[dict[str, Any]]):
 
         Args:
             tokens: ``(.., D)`` uint8 of one token width, on any device: a pack's, or a batch's.
+                Where an encoder made the tokens, ``pixels`` of ``--also pixels``.
 
         Returns:
             The same shape in float32. Zeros of padding become other numbers, which mean nothing.
 
         Raises:
-            ValueError: the tokens are not uint8: they may be normalized already.
+            ValueError: the tokens are not uint8: they may be normalized already; or they are
+                latents or codes.
         """
+        kind = self.document.get("kind", "pixels")
+        if kind != "pixels" and (
+            self._pixels is None or tokens.shape[-1] != self._pixels["token_width"]
+        ):
+            wanted = {
+                "latents": "to_model_space() brings them to what a model takes",
+                "codes": "take them as tokens.long()",
+            }
+            raise ValueError(f"{self.folder}: normalize takes pixels, not {kind}: {wanted[kind]}")
         if tokens.dtype != torch.uint8:
             raise ValueError(f"tokens are {tokens.dtype}: normalize takes them as stored, uint8")
-        constants = self.document["constants"]
+        constants = self._pixels or self.document["constants"]
         fields = {name: value for name, value in constants["normalize"].items() if name != "name"}
         made = normalize_tokens(
             tokens.reshape(-1, tokens.shape[-1]),
             constants=Normalization(**fields),
-            channels=constants["channels"],
+            channels=constants.get("channels", 3),
             layout=self.document["settings"]["layout"],
         )
         return made.view(tokens.shape)
+
+    def to_model_space(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Latents as the model takes them that the encoder was made for, from stored tokens.
+
+        Each channel is shifted and scaled by the constants of the encoder's own config, as
+        `spacepatch.model_space.scale_of_config` says; nothing is assumed that it does not say.
+
+        Args:
+            tokens: ``(.., D)`` as stored, on any device. What is scaled already is refused: it is
+                float32. Where that is what is stored, only the tensor itself that this function
+                returned is known, and no copy of it.
+
+        Returns:
+            The same shape in float32. With ``--posterior mean_logvar`` the means, ``(.., D / 2)``.
+            Zeros of padding become other numbers, which mean nothing.
+
+        Raises:
+            ValueError: the config does not say how (`standardize` needs none); or the tokens are
+                not those of this dataset, or no latents.
+        """
+        space = self._latent_space()
+        return space.scaled(tokens, space.config_scale())
+
+    def from_model_space(self, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse of `to_model_space`: what the encoder's decoder takes, in float32.
+
+        Args:
+            latents: what `to_model_space` or `sample_latents` returns, or a model, in any float.
+        """
+        space = self._latent_space()
+        return space.unscaled(latents, space.config_scale())
+
+    def sample_latents(
+        self, tokens: torch.Tensor, *, generator: torch.Generator | None = None
+    ) -> torch.Tensor:
+        """A draw from the distribution of each latent, in model space: of ``--posterior
+        mean_logvar`` mean + exp(log variance / 2) * N(0, 1), and then as `to_model_space`.
+
+        Args:
+            tokens: ``(.., D)`` as stored.
+            generator: of the device of the tokens; None: torch's own.
+
+        Returns:
+            ``(.., D / 2)`` float32.
+        """
+        space = self._latent_space()
+        return space.drawn(tokens, space.config_scale(), generator)
+
+    def standardize(self, tokens: torch.Tensor) -> torch.Tensor:
+        """As `to_model_space`, but to mean 0 and standard deviation 1 in each channel, as measured
+        over this dataset: for models that are trained from nothing, and need no other's constants.
+        """
+        space = self._latent_space()
+        return space.scaled(tokens, space.measured_scale())
+
+    def unstandardize(self, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse of `standardize`."""
+        space = self._latent_space()
+        return space.unscaled(latents, space.measured_scale())
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map cannot be pickled; a worker opens its own.
@@ -216,6 +301,9 @@ class PackDataset(Dataset[dict[str, Any]]):
         # A worker gets the memory itself; a plain pickle made a copy, for workers of its own.
         _shared(self._epoch)
         _shared(self._drop_rate)
+
+    def _latent_space(self) -> LatentSpace:
+        return LatentSpace.of_dataset(self.document, where=str(self.folder))
 
     def _choose_mask(self, given: str | None) -> Mask | None:
         stored = "visible.npy" in self.document["members"]
@@ -251,8 +339,9 @@ def collate(packs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
     Returns:
         tokens (B, N, D), segment_ids (B, N), positions (B, N, 3), seconds (B, N), and where packs
-        have them run_lengths and visible (B, N), as tensors; the others, whose shapes differ from
-        pack to pack, as lists with one entry a pack.
+        have them run_lengths and visible (B, N), pixels (B, P, Dp), pixel_segment_ids (B, P) and
+        pixel_positions (B, P, 3), as tensors; the others, whose shapes differ from pack to pack, as
+        lists with one entry a pack.
 
     Raises:
         ValueError: the tokens of the packs differ in width.
@@ -294,91 +383,6 @@ def _runs_of(token_widths: list[list[int]]) -> list[tuple[int, int, int]]:
     ]
 
 
-def _read_drop(text: str) -> Drop:
-    drop = parse_drop(text)
-    if isinstance(drop, StaticDrop):
-        raise ValueError(
-            f"drop {text!r}: what stands still is found in frames, when they are cut: "
-            f"spacepatch tokenize --drop {drop}"
-        )
-    return drop
-
-
-def _drop_tokens(pack: PackMembers, drop: Drop, key: tuple[int, int]) -> PackMembers:
-    """What is left of a pack, in the order that it was in; at least one token of each segment."""
-    table = pack.segments.copy()
-    described, kept, length = [], [], 0
-    for row, segment in zip(table, pack.document["segments"], strict=True):
-        offset, num_tokens = row[:2].tolist()
-        identity = segment["segment_id"]
-        num_kept = drop.draw(Draws(*key, identity, "drop")).num_kept(num_tokens)
-        kept.append(offset + keep_random(num_tokens, num_kept, draws=Draws(*key, identity, "keep")))
-        row[:2] = length, num_kept
-        described.append(segment | {"offset": length, "num_kept": num_kept})
-        length += num_kept
-    index = np.concatenate(kept)
-    return replace(
-        pack,
-        tokens=pack.tokens[index],
-        segments=table,
-        segment_ids=pack.segment_ids[index],
-        positions=pack.positions[index],
-        run_lengths=None if pack.run_lengths is None else pack.run_lengths[index],
-        visible=None if pack.visible is None else pack.visible[index],
-        document=pack.document | {"segments": described},
-    )
-
-
-def _draw_visible(pack: PackMembers, mask: Mask, key: tuple[int, int]) -> np.ndarray:
-    """``(N,)`` bool: a mask over the whole grid of each segment, at the tokens that there are."""
-    visible = []
-    for row, segment in zip(pack.segments.tolist(), pack.document["segments"], strict=True):
-        offset, num_kept, *grid = row[:5]
-        drawn = mask.visible(tuple(grid), Draws(*key, segment["segment_id"], "mask"))
-        places = pack.positions[offset : offset + num_kept].astype(np.int64)
-        visible.append(drawn.reshape(grid)[tuple(places.T)])
-    return np.concatenate(visible)
-
-
-def _to_tensors(pack: PackMembers, *, length: int) -> dict[str, Any]:
-    described = pack.document["segments"]
-    grids, lengths = pack.segments[:, 2:5], pack.segments[:, 1]
-    # Of each token: where the rows of its segment start among the rows of all, and its own t.
-    first_row = np.repeat(np.cumsum(grids[:, 0]) - grids[:, 0], lengths)
-    row_seconds = np.concatenate([segment["seconds"] for segment in described])
-    seconds = row_seconds[first_row + pack.positions[:, 0]]
-    borders = np.concatenate([[0], np.cumsum(lengths)])
-    # Not every dataset has them.
-    optional = {
-        name: _padded(array, length, dtype)
-        for name, array, dtype in (
-            ("run_lengths", pack.run_lengths, np.int32),
-            ("visible", pack.visible, np.bool_),
-        )
-        if array is not None
-    }
-    return {
-        "tokens": _padded(pack.tokens, length, pack.tokens.dtype),
-        "segment_ids": _padded(pack.segment_ids, length, np.int32),
-        "positions": _padded(pack.positions, length, np.int32),
-        "seconds": _padded(seconds, length, np.float64),
-        **optional,
-        "cu_seqlens": torch.from_numpy(borders.astype(np.int32)),
-        "max_seqlen": int(lengths.max()),
-        "num_tokens": len(pack.tokens),
-        "grid_thw": torch.from_numpy(grids.astype(np.int32)),
-        "patch": torch.from_numpy(pack.segments[:, 5:8].astype(np.int32)),
-        "segments": described,
-    }
-
-
 def _shared(value: torch.Tensor) -> torch.Tensor:
     """The same tensor, whose memory the processes that it is handed to have too."""
     return value.share_memory_()  # type: ignore[no-any-return, no-untyped-call]
-
-
-def _padded(array: np.ndarray, length: int, dtype: Any) -> torch.Tensor:
-    """A copy with zeros at its end: the map is read-only, and not ours once the shard is closed."""
-    out = np.zeros((length, *array.shape[1:]), dtype)
-    out[: len(array)] = array
-    return torch.from_numpy(out)
