@@ -209,6 +209,24 @@ def in_array(name: str, change: Callable[[np.ndarray, Any], None]) -> Callable[[
     return mutate
 
 
+def in_tokens(change: Callable[[np.ndarray], None]) -> Callable[[Shard], None]:
+    """Change tokens, and the checksum of their segments."""
+
+    def mutate(shard: Shard) -> None:
+        tokens = shard.array("tokens.npy")
+        change(tokens)
+        shard.put("tokens.npy", tokens)
+
+        def mend(rows: list[Any]) -> None:
+            for row in rows:
+                row["tokens_crc32c"] = shard.crc32c(row)
+
+        shard.edit_rows(mend)
+        shard.seal()
+
+    return mutate
+
+
 def in_row(**values: Any) -> Callable[[Shard], None]:
     """Change the largest segment of a pack; a function gives the new value from the row."""
 

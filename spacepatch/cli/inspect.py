@@ -70,8 +70,10 @@ def _show_totals(path: Path, summary: dict[str, Any]) -> None:
     if not summary["patches"]:
         return
     _show_tokens(summary)
+    if summary["encoder"] is not None:
+        _show_encoder(summary)
     if summary["settings"]:
-        _show_settings(summary["settings"], is_stored="visible.npy" in tokens["members"])
+        _show_settings(summary, is_stored="visible.npy" in tokens["members"])
     typer.echo(
         f"  held      {totals['segments']:,} segments of {totals['sources_with_segments']:,} "
         f"sources, {totals['tokens']:,} tokens"
@@ -113,8 +115,40 @@ def _show_tokens(summary: dict[str, Any]) -> None:
         )
 
 
-def _show_settings(settings: dict[str, Any], *, is_stored: bool) -> None:
+def _show_encoder(summary: dict[str, Any]) -> None:
+    encoder, pixels = summary["encoder"], summary["pixels"]
+    holds = f"{encoder['channels']} channels"
+    if encoder["codebook_size"] is not None:
+        # Of several channels each has a stage of a residual quantizer.
+        stages = f" in {encoder['channels']} stages" * (encoder["channels"] > 1)
+        holds = f"codebook of {encoder['codebook_size']:,}{stages}"
+    shown = [
+        encoder["name"],
+        f"frames {encoder['rule']}",
+        f"stride {'x'.join(map(str, encoder['stride']))}",
+        holds,
+        encoder["dtype"],
+        encoder["posterior"] and f"posterior {encoder['posterior']}",
+        encoder["device"] and f"on {encoder['device']}",
+    ]
+    typer.echo(f"  encoder   {', '.join(filter(None, shown))}")
+    if encoder["mean"] is not None:
+        means, deviations = (
+            f"{min(values):.3g} to {max(values):.3g}"
+            for values in (encoder["mean"], encoder["std"])
+        )
+        typer.echo(f"  measured  mean {means}, std {deviations} over the channels")
+    if pixels is not None:
+        typer.echo(
+            f"  pixels    {'x'.join(map(str, pixels['tubelet']))}, {pixels['tokens']:,} tokens of "
+            f"{pixels['token_width']} x uint8, {pixels['pack_length']:,} in a pack at most"
+        )
+
+
+def _show_settings(summary: dict[str, Any], *, is_stored: bool) -> None:
     from spacepatch.config import RunConfig
+
+    settings, encoder = summary["settings"], summary["encoder"]
 
     def given(texts: dict[str, str]) -> str:
         return next(text.format(settings[key]) for key, text in texts.items() if settings[key])
@@ -130,7 +164,22 @@ def _show_settings(settings: dict[str, Any], *, is_stored: bool) -> None:
     if settings["mask"] is not None:
         where = "stored in visible.npy" if is_stored else "made by the loader"
         typer.echo(f"  mask      {settings['mask']}, {where}")
-    typer.echo(f"  loaded    normalize {settings['normalize']}")
+    shown = [] if encoder is None else [_constants(encoder)]
+    if encoder is None or summary["pixels"] is not None:
+        shown.append("pixels " * (encoder is not None) + f"normalize {settings['normalize']}")
+    typer.echo(f"  loaded    {', '.join(shown)}")
+
+
+def _constants(encoder: dict[str, Any]) -> str:
+    """What turns the stored values into a model's."""
+    if encoder["kind"] == "codes":
+        return "codes as they are"
+    given = [
+        f"{key} {value:g}" if isinstance(value, int | float) else f"{key} by channel"
+        for key, value in sorted((encoder["constants"] or {}).items())
+        if value is not None
+    ]
+    return f"raw latents ({', '.join(given) or 'no constants of their model'})"
 
 
 def _show_shards(summary: dict[str, Any]) -> None:

@@ -69,7 +69,7 @@ class ClipAccounts:
                 pts=row["frame_pts"],
                 indices=row["frame_indices"],
                 grid_t=row["grid_thw"][0],
-                lost_rows=num_lost_rows(row),
+                lost_rows=num_lost_rows(row, spec.lattice),
                 padded_frames=row["padded_frames"],
             )
         )
@@ -135,6 +135,11 @@ def _check_pieces(name: str, spec: ClipSpec, account: _Account, report: Report) 
         before = piece.stop
     if before > spec.stop_pts:
         report(f"{name}: ends at {before}, the plan at {spec.stop_pts}")
+    if len(pieces) > 1 and spec.lattice.rule.first:
+        report(
+            f"{name}: is in {len(pieces)} segments, though only the first of them can begin with "
+            "the latent of one frame"
+        )
     if any(piece.padded_frames for piece in pieces[:-1]):
         report(f"{name}: has padded frames before its last segment")
     grid_t = sum(piece.grid_t for piece in pieces)

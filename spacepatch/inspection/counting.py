@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from spacepatch.data import RETRYABLE_REASONS
+from spacepatch.inspection.encoders import known_encoder
 from spacepatch.inspection.folders import read_batches
 from spacepatch.pipeline.finishing import widths_of
 from spacepatch.shards import ShardReceipt
@@ -71,6 +72,11 @@ class Counted:
     frames_written: int = 0
     aspect_error_sum: float = 0.0
     aspect_error_max: float = 0.0
+    channel_sums: list[list[list[float]] | None] = field(default_factory=list)
+    """Of each shard."""
+    pixel_tokens: int = 0
+    pack_pixel_tokens: int = 0
+    """The most of them in a pack."""
     fps: list[float] = field(default_factory=list)
     """Smallest and largest."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -85,6 +91,9 @@ class Counted:
         self.first = self.first or receipt
         if not receipt.packs:
             return
+        self.channel_sums.append(receipt.channel_sums)
+        self.pixel_tokens += receipt.pixel_tokens
+        self.pack_pixel_tokens = max(self.pack_pixel_tokens, receipt.pack_pixel_tokens)
         entry = {
             "packs": receipt.packs,
             "segments": receipt.segments,
@@ -200,7 +209,9 @@ class Counted:
         drops = batch.column("drop").unique().to_pylist()
         self.drops.update(drop.split(" ")[0] for drop in drops if drop)
         grids = batch.column("grid_thw").flatten().to_numpy().reshape(-1, 3).astype(np.int64)
-        lost_rows = -(-numbers(batch, "corrupt_frames") // tubelets)
+        encoder = known_encoder(self.first.encoder) if self.first is not None else None
+        step = 1 if encoder is None else encoder.lattice.rule.step
+        lost_rows = -(-numbers(batch, "corrupt_frames") // (tubelets * step))
         there = (grids[:, 0] - lost_rows) * grids[:, 1] * grids[:, 2]
         self.dropped_tokens += int((there - numbers(batch, "num_kept")).sum())
 

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from spacepatch.data import ClipSpec, Task
+from spacepatch.framerules import Lattice
 from spacepatch.inspection.findings import Report
-from spacepatch.inspection.segments import Origin, Row, read_drop
+from spacepatch.inspection.pixels import PIXELS
+from spacepatch.inspection.segments import Origin, Row, read_drop, row_frames
 from spacepatch.randomness import Draws
+from spacepatch.shards import ShardReceipt
 from spacepatch.tubelets import merge_of
 from spacepatch.visible import Mask, parse_mask
 
-WHOLE_CLIPS = frozenset({"tail_dropped", "corrupt_frames"})
-"""Losses of a clip that is read to its end all the same."""
+WHOLE_CLIPS = frozenset({"tail_dropped", "encoder_trim", "nonfinite_latent"})
+"""Losses of a clip that is read to its end all the same; `corrupt_frames` too, where a grid row is
+lost by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,7 +35,7 @@ class KeptRules:
     """That is stored; None: there is none, or the settings are not at hand."""
 
     @classmethod
-    def of(cls, origin: Origin, task: Task | None, losses: Sequence[dict[str, Any]]) -> KeptRules:
+    def of(cls, origin: Origin, task: Task | None, receipt: ShardReceipt) -> KeptRules:
         specs = {}
         if origin.plan is not None and task is not None:
             for spec in task.clips:
@@ -42,10 +45,13 @@ class KeptRules:
             mask = parse_mask(str(origin.settings["mask"]))
         except (KeyError, ValueError):
             mask = None
+        whole = WHOLE_CLIPS
+        if origin.encoder is None or (origin.encoder.is_local and PIXELS not in receipt.members):
+            whole = whole | {"corrupt_frames"}
         cut_short = {
             (loss["source_id"], loss.get("clip"))
-            for loss in losses
-            if loss.get("reason") not in WHOLE_CLIPS
+            for loss in receipt.losses
+            if loss.get("reason") not in whole
         }
         return cls(origin, specs, frozenset(cut_short), mask)
 
@@ -80,6 +86,7 @@ def check_kept(
     name = "positions.npy" if "positions.npy" in arrays else "kept.npy"
     if name not in arrays:
         return
+    lattice = rules.origin.lattice
     for place, row in enumerate(rows):
         report = at(place)
         span = slice(row["offset"], row["offset"] + row["num_kept"])
@@ -92,13 +99,14 @@ def check_kept(
             continue
         # In order: without repeats, too.
         if "run_lengths.npy" in arrays:
-            _check_runs(cells, arrays["run_lengths.npy"][span].astype(np.int64), row, report)
+            lengths = arrays["run_lengths.npy"][span].astype(np.int64)
+            _check_runs(cells, lengths, row, lattice, report)
         elif row["drop"] is None:
-            _check_whole_rows(name, cells, row, report)
+            _check_whole_rows(name, cells, row, lattice, report)
         elif read_drop(row["drop"]).is_bound:
             report("its static tokens are dropped, and it has no run_lengths.npy")
         else:
-            _check_drawn(name, cells, row, rules.drawn(row), report)
+            _check_drawn(name, cells, row, rules.drawn(row), lattice, report)
         if "visible.npy" in arrays:
             _check_visible(arrays["visible.npy"][span], cells, row, rules, report)
 
@@ -125,10 +133,18 @@ def _stored_places(cells: np.ndarray, row: Row) -> np.ndarray:
     return np.asarray(t * (grid_h * grid_w) + block * merge * merge + inner)
 
 
-def _frames_of(first: np.ndarray, last: np.ndarray, row: Row) -> np.ndarray:
-    """Frames in grid rows [first, last): the last row of a clip may have fewer than others."""
-    size, num_frames = row["tubelet_size"], len(row["frame_pts"])
-    return np.asarray(np.minimum(last * size, num_frames) - np.minimum(first * size, num_frames))
+def _frames_of(first: np.ndarray, last: np.ndarray, row: Row, lattice: Lattice) -> np.ndarray:
+    """Frames in grid rows [first, last): the first and the last row of a clip may have fewer than
+    others."""
+    rule, num_frames = lattice.rule, len(row["frame_pts"])
+
+    def start_of(rows: np.ndarray) -> np.ndarray:
+        # As of `Lattice.row_starts`, whose array of all rows a spoiled grid may make too large.
+        latents = rows.astype(np.int64) * row["tubelet_size"]
+        starts = np.maximum(rule.first + (latents - rule.first) * rule.step, 0)
+        return np.asarray(np.minimum(starts, num_frames))
+
+    return np.asarray(start_of(last) - start_of(first))
 
 
 def _check_frames(frames: int, row: Row, report: Report) -> None:
@@ -136,17 +152,21 @@ def _check_frames(frames: int, row: Row, report: Report) -> None:
         report(f"its grid rows hold {frames} frames, valid_frames says {row['valid_frames']}")
 
 
-def _check_whole_rows(name: str, cells: np.ndarray, row: Row, report: Report) -> None:
+def _check_whole_rows(
+    name: str, cells: np.ndarray, row: Row, lattice: Lattice, report: Report
+) -> None:
     """Nothing was dropped: a grid row is there as a whole, or lost with its frames."""
     _, grid_h, grid_w = row["grid_thw"]
     kept_rows = np.unique(cells // (grid_h * grid_w))
     if len(kept_rows) * grid_h * grid_w != len(cells):
         report(f"{name} keeps parts of grid rows, though nothing was dropped")
         return
-    _check_frames(int(_frames_of(kept_rows, kept_rows + 1, row).sum()), row, report)
+    _check_frames(int(_frames_of(kept_rows, kept_rows + 1, row, lattice).sum()), row, report)
 
 
-def _check_runs(cells: np.ndarray, lengths: np.ndarray, row: Row, report: Report) -> None:
+def _check_runs(
+    cells: np.ndarray, lengths: np.ndarray, row: Row, lattice: Lattice, report: Report
+) -> None:
     """The runs of every cell cover the same grid rows, each of them once: those that are there.
 
     So a run ends at the next kept token of its cell, at a row that is absent or at the end, and of
@@ -178,7 +198,7 @@ def _check_runs(cells: np.ndarray, lengths: np.ndarray, row: Row, report: Report
         report(f"{name}: the runs of its cells do not cover the same grid rows")
         return
     first, last = stretches[:num_stretches].T
-    _check_frames(int(_frames_of(first, last, row).sum()), row, report)
+    _check_frames(int(_frames_of(first, last, row, lattice).sum()), row, report)
 
 
 def _check_drawn(
@@ -186,6 +206,7 @@ def _check_drawn(
     cells: np.ndarray,
     row: Row,
     drawn: tuple[int, int, str] | None,
+    lattice: Lattice,
     report: Report,
 ) -> None:
     """Tokens dropped at random: of a grid row those that were drawn, or none where it is lost."""
@@ -212,16 +233,16 @@ def _check_drawn(
         report(f"{name} is not what was drawn of its {num_tokens} tokens")
         return
     each_row = np.arange(grid_t)
-    frames = _frames_of(each_row, each_row + 1, row)
+    frames = _frames_of(each_row, each_row + 1, row, lattice)
     rest = len(row["frame_pts"]) - row["valid_frames"] - int(frames[is_lost].sum())
     # Rows of which nothing was drawn may be there or lost.
-    unknown = frames[~is_lost & ~is_there]
-    whole, parts = unknown == row["tubelet_size"], unknown[unknown < row["tubelet_size"]]
+    unknown, most = frames[~is_lost & ~is_there], row_frames(row, lattice)
+    whole, sums = np.count_nonzero(unknown == most), {0}
+    for part in unknown[unknown < most].tolist():
+        sums |= {total + part for total in sums}
     if not any(
-        rest >= part
-        and (rest - part) % row["tubelet_size"] == 0
-        and (rest - part) // row["tubelet_size"] <= np.count_nonzero(whole)
-        for part in (0, *parts.tolist())
+        rest >= total and (rest - total) % most == 0 and (rest - total) // most <= whole
+        for total in sums
     ):
         _check_frames(int(frames[~is_lost].sum()), row, report)
 

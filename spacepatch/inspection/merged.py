@@ -1,9 +1,8 @@
-"""Check what finishing a run writes: the merged tables and dataset.json."""
+"""Check what finishing a run writes: the merged tables, and dataset.json with them."""
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from dataclasses import asdict
@@ -12,12 +11,11 @@ from typing import TYPE_CHECKING, Any
 
 from spacepatch.data import LOSS_REASONS, RETRYABLE_REASONS
 from spacepatch.errors import ShardError
+from spacepatch.inspection.dataset import Found, check_dataset
 from spacepatch.inspection.findings import Findings, Report
 from spacepatch.inspection.folders import read_batches
-from spacepatch.inspection.shard import FoundShard
 from spacepatch.inspection.tables import read_checked
-from spacepatch.packing import lower_bound
-from spacepatch.pipeline.finishing import HDR_HANDLED, constants_of, handled_alpha, widths_of
+from spacepatch.pipeline.finishing import HDR_HANDLED, handled_alpha
 from spacepatch.pipeline.planfile import Plan, PlannedSource
 from spacepatch.shards import DATASET, LOSSES, SEGMENTS, SOURCES, TABLES
 from spacepatch.shards.tables import read_arrow
@@ -29,12 +27,6 @@ REQUIRED_SOURCES = (
     "source source_root source_id split content_id bytes num_clips num_segments num_tokens "
     "frames_selected frames_written frames_lost"
 ).split()
-
-LAYOUT = "store members token_dtype token_width position_dtype pack_length".split()
-"""Of the plan's layout, in dataset.json as it is."""
-
-Found = dict[str, FoundShard | None]
-"""By stem, in task order; None where there is no receipt to go by."""
 
 
 def check_merged(
@@ -54,7 +46,7 @@ def check_merged(
     written = _check_segments(folder, dataset, found, findings.at("segments.parquet"))
     losses = _check_losses(folder, plan, found, findings.at("losses.parquet"))
     sources = _check_sources(folder, plan, found, written, losses, findings)
-    _check_dataset(dataset, document, plan, found, losses, sources, findings.at(DATASET))
+    check_dataset(dataset, document, plan, found, losses, sources, findings.at(DATASET))
 
 
 def _check_hashes(folder: Path, dataset: dict[str, Any], findings: Findings) -> None:
@@ -311,88 +303,3 @@ def _described(planned: PlannedSource, observed: Any, settings: dict[str, Any]) 
     if isinstance(observed, dict) and observed.get("fields"):
         row["interlaced"] = f"{info.interlaced}, {observed['fields']}"
     return row
-
-
-# --- dataset.json ------------------------------------------------------------------------------
-
-
-def _check_dataset(
-    dataset: dict[str, Any],
-    document: dict[str, Any] | None,
-    plan: Plan | None,
-    found: Found,
-    losses: list[dict[str, Any]] | None,
-    sources: list[dict[str, Any]] | None,
-    report: Report,
-) -> None:
-    """dataset.json says what plan.json says, lists the shards, and adds up."""
-    for key in ("plan_id", "name", "settings", "fingerprints", "environment"):
-        if document is not None and dataset.get(key) != document.get(key):
-            report(f"{key} is not that of plan.json")
-    if dataset.get("plans") != ["plan.parquet"]:
-        report(f"plans is {dataset.get('plans')!r}")
-    derived = _derived(dataset.get("settings"))
-    if not derived:
-        report("its settings lack some that it needs")
-    for key, value in derived.items():
-        if dataset.get(key) != value:
-            report(f"{key} is {dataset.get(key)!r}, the settings say {value!r}")
-    if plan is not None:
-        expected = {key: getattr(plan.layout, key) for key in LAYOUT}
-        expected["token_widths"] = list(plan.layout.token_widths)
-        for key, value in expected.items():
-            if dataset.get(key) != value:
-                report(f"{key} is {dataset.get(key)!r}, the plan says {value!r}")
-    shards = [(stem, shard.receipt) for stem, shard in found.items() if shard is not None]
-    if len(shards) < len(found):
-        return  # totals without a shard are not those of the dataset
-    listed: list[dict[str, Any]] = [
-        {
-            "name": stem,
-            "split": receipt.split,
-            "packs": receipt.packs,
-            "segments": receipt.segments,
-            "tokens": receipt.tokens,
-            "bytes": receipt.num_bytes,
-            "token_widths": widths_of(receipt),
-        }
-        for stem, receipt in shards
-        if receipt.packs
-    ]
-    if dataset.get("shards") != listed:
-        report(f"shards is not what the {len(listed)} receipts say")
-    keys = ("packs", "segments", "tokens", "bytes")
-    totals: dict[str, Any] = {key: sum(entry[key] for entry in listed) for key in keys}
-    totals["shards"] = len(listed)
-    if plan is not None:
-        capacity = totals["packs"] * plan.layout.pack_length
-        totals |= {
-            "lower_bound": lower_bound(totals["tokens"], pack_length=plan.layout.pack_length),
-            "fill": totals["tokens"] / capacity if capacity else 0.0,
-            "sources": len(plan.sources),
-            "ignored": plan.num_ignored,
-            "clips": plan.num_clips,
-            "planned_tokens": plan.num_tokens,
-        }
-    if sources is not None:
-        totals["declined"] = sum(1 for row in sources if row["declined"])
-        totals["sources_with_segments"] = sum(1 for row in sources if row["num_segments"])
-        for key in ("frames_selected", "frames_written", "frames_lost"):
-            totals[key] = sum(row[key] for row in sources)
-    if losses is not None:
-        totals["losses"] = dict(sorted(Counter(row["reason"] for row in losses).items()))
-    found_totals = dataset.get("totals")
-    found_totals = found_totals if isinstance(found_totals, dict) else {}
-    for key, value in totals.items():
-        if found_totals.get(key) != value:
-            report(f"totals: {key} is {json.dumps(found_totals.get(key))}, recomputed {value}")
-
-
-def _derived(settings: Any) -> dict[str, Any]:
-    """What dataset.json has of its settings; nothing where those are damaged."""
-    try:
-        # As JSON has it: tuples are lists.
-        constants = json.loads(json.dumps(constants_of(settings)))
-        return {"kind": settings["kind"], "constants": constants}
-    except (KeyError, TypeError):
-        return {}

@@ -13,9 +13,12 @@ from crc32c import crc32c
 from spacepatch.errors import ShardError
 from spacepatch.inspection.findings import Findings, Report
 from spacepatch.inspection.kept import KeptRules, check_kept
+from spacepatch.inspection.pixels import PIXEL_SEGMENTS, PIXELS
 from spacepatch.inspection.segments import Row
 from spacepatch.inspection.tars import Sample
+from spacepatch.inspection.totals import PackTotals
 from spacepatch.shards import ShardReceipt, check_version
+from spacepatch.token_dtypes import storage_of
 
 SEGMENTS = "segments.npy"
 
@@ -52,6 +55,7 @@ def check_pack(
     pack: int,
     rows: Sequence[Row] | None,
     rules: KeptRules,
+    totals: PackTotals,
     places: np.ndarray | None,
 ) -> None:
     """Report everything that is wrong with one pack.
@@ -59,6 +63,7 @@ def check_pack(
     Args:
         pack: its place in the shard.
         rows: of segments.parquet, in order; None where that is damaged.
+        totals: to which the pack is added.
         places: ``(members, 2)`` of the index: offset and size of each member's data.
     """
     report = findings.at(where)
@@ -79,20 +84,21 @@ def check_pack(
     width = receipt.pack_token_widths[pack]
     arrays = _arrays(sample, receipt, width, rules, report)
     if rows is None:
+        totals.pass_over()
         return
     _check_document(sample, receipt, width, rows, rules, report)
     segments = arrays.get(SEGMENTS)
     if segments is None or not _check_segments(segments, receipt, rows, report):
+        totals.pass_over()
         return
 
     def at(place: int) -> Report:
         row = rows[place]
         return findings.at(f"{where}: segment {place + 1} ({row['source']} clip {row['clip']})")
 
+    totals.add(arrays, rows, report=report, at=at)
     tokens = arrays.get("tokens.npy")
     if tokens is not None:
-        if tokens.dtype.kind == "f" and not np.isfinite(tokens).all():
-            report("tokens.npy has values that are not finite")
         for place, row in enumerate(rows):
             part = tokens[row["offset"] : row["offset"] + row["num_kept"]]
             if crc32c(np.ascontiguousarray(part).data.cast("B")) != row["tokens_crc32c"]:
@@ -129,10 +135,12 @@ def _arrays(
         "positions.npy": (num_tokens, 3),
         SEGMENTS: segments.shape,
     }
-    expected = {**DTYPES, "tokens.npy": (receipt.token_dtype,)}
+    expected = {**DTYPES, "tokens.npy": (storage_of(receipt.token_dtype),)}
     if rules.origin.plan is not None:
         expected["positions.npy"] = (rules.origin.plan.layout.position_dtype,)
     for name, array in list(arrays.items()):
+        if name in (PIXELS, PIXEL_SEGMENTS):
+            continue  # held against the frames
         shape = shapes.get(name, (num_tokens,))
         dtypes = expected.get(name, (str(array.dtype),))
         if array.shape != shape or str(array.dtype) not in dtypes:

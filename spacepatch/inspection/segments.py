@@ -14,6 +14,8 @@ import numpy as np
 
 from spacepatch.distributions import NUMBER
 from spacepatch.drop import Drawn, DrawnRate, DrawnStatic, DrawnTokens
+from spacepatch.framerules import PIXELS, Lattice
+from spacepatch.inspection.encoders import KnownEncoder
 from spacepatch.inspection.findings import Report
 from spacepatch.pipeline.planfile import Plan
 from spacepatch.pipeline.segments import make_segment_id
@@ -41,10 +43,19 @@ class Origin:
     plan: Plan | None = None
     token_fingerprint: str | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    encoder: KnownEncoder | None = None
+    """None: pixels are cut."""
+
+    @property
+    def lattice(self) -> Lattice:
+        """What tubelets are cut on."""
+        return PIXELS if self.encoder is None else self.encoder.lattice
 
     @property
     def channels(self) -> tuple[int, ...]:
-        """Those that a pixel may have."""
+        """Those that a cell may have."""
+        if self.encoder is not None:
+            return (self.encoder.channels,)
         if self.plan is not None:
             return (self.plan.layout.channels,)
         if "alpha" in self.settings:
@@ -106,7 +117,8 @@ def check_segment(row: Row, report: Report, *, origin: Origin, width: int) -> No
     tubelet, (patch_h, patch_w) = row["tubelet_size"], row["patch_size"]
     if row["num_tokens"] != grid_t * grid_h * grid_w:
         report(f"num_tokens {row['num_tokens']} is not that of grid {tuple(row['grid_thw'])}")
-    if tuple(row["size"]) != (grid_h * patch_h, grid_w * patch_w):
+    stride_h, stride_w = origin.lattice.stride
+    if tuple(row["size"]) != (grid_h * patch_h * stride_h, grid_w * patch_w * stride_w):
         report(f"size {tuple(row['size'])} is not that of grid {tuple(row['grid_thw'])}")
     if grid_h % merge_of(row["order"]) or grid_w % merge_of(row["order"]):
         report(f"grid {tuple(row['grid_thw'])} has no whole blocks of order {row['order']!r}")
@@ -116,14 +128,14 @@ def check_segment(row: Row, report: Report, *, origin: Origin, width: int) -> No
         report(f"its pack has tokens of {width} values, not of patch {patch}, halo {row['halo']}")
     if not READERS.issuperset(row["decoder"].split(", ")):
         report(f"decoder is {row['decoder']!r}")
-    _check_frames(row, report)
-    _check_num_kept(row, report)
+    _check_frames(row, report, origin)
+    _check_num_kept(row, report, origin.lattice)
     _check_fit(row, report)
-    _check_times(row, report)
+    _check_times(row, report, origin.lattice)
     _check_settings(row, report, origin)
 
 
-def _check_frames(row: Row, report: Report) -> None:
+def _check_frames(row: Row, report: Report, origin: Origin) -> None:
     for key in ("padded_frames", "repeated_frames", "corrupt_frames", "damaged_frames"):
         if row[key] < 0:
             report(f"{key} is {row[key]}")
@@ -134,26 +146,45 @@ def _check_frames(row: Row, report: Report) -> None:
             f"has {num_frames} frames, not {row['valid_frames']} valid and "
             f"{row['corrupt_frames']} corrupt ones"
         )
-    if num_frames + padded != grid_t * tubelet:
+    rule, latents = origin.lattice.rule, " latents" if origin.encoder is not None else ""
+    end = rule.num_frames(grid_t * tubelet)
+    if num_frames + padded != end:
         report(
             f"{num_frames} frames and {padded} padded ones do not fill {grid_t} grid rows "
-            f"of {tubelet}"
+            f"of {tubelet}{latents}, which cover {end}"
         )
-    if padded >= tubelet or (padded and row["tail"] == "drop"):
-        report(f"has {padded} padded frames, with tubelets of {tubelet} and tail {row['tail']!r}")
+    last_row = end - rule.num_frames((grid_t - 1) * tubelet)
+    if padded >= last_row or (padded and row["tail"] == "drop"):
+        report(
+            f"has {padded} padded frames, with tubelets of {last_row} frames and tail "
+            f"{row['tail']!r}"
+        )
+    if row["corrupt_frames"] and origin.encoder is not None and origin.encoder.is_local is False:
+        report(
+            f"has {row['corrupt_frames']} corrupt frames, though a clip of this encoder ends "
+            "before the first of them"
+        )
     if row["valid_frames"] < 1 or row["damaged_frames"] > row["valid_frames"]:
         report(f"valid_frames is {row['valid_frames']}, {row['damaged_frames']} of them damaged")
 
 
-def num_lost_rows(row: Row) -> int:
-    """Grid rows of a segment that are lost: whole ones, but the last may be padded."""
-    return int(-(-row["corrupt_frames"] // row["tubelet_size"]))
+def row_frames(row: Row, lattice: Lattice) -> int:
+    """Frames in a grid row; the first and the last one may have fewer."""
+    return int(row["tubelet_size"] * lattice.rule.step)
 
 
-def _check_num_kept(row: Row, report: Report) -> None:
+def num_lost_rows(row: Row, lattice: Lattice) -> int:
+    """Grid rows of a segment that are lost: whole ones, but the last may be padded.
+
+    Where the first has fewer frames than others too, clips end before what is lost.
+    """
+    return int(-(-row["corrupt_frames"] // row_frames(row, lattice)))
+
+
+def _check_num_kept(row: Row, report: Report, lattice: Lattice) -> None:
     """How many tokens are kept of the rows that are there; which ones, the packs say."""
     grid_t, grid_h, grid_w = row["grid_thw"]
-    least, most = 1, (grid_t - num_lost_rows(row)) * grid_h * grid_w
+    least, most = 1, (grid_t - num_lost_rows(row, lattice)) * grid_h * grid_w
     if row["drop"] is None:
         least = most
     elif read_drop(row["drop"]).is_bound:
@@ -179,7 +210,7 @@ def _check_fit(row: Row, report: Report) -> None:
         report(f"aspect_error {row['aspect_error']} is not that of scale {row['scale']}")
 
 
-def _check_times(row: Row, report: Report) -> None:
+def _check_times(row: Row, report: Report, lattice: Lattice) -> None:
     pts = np.array(row["frame_pts"], np.int64)
     indices = np.array(row["frame_indices"], np.int64)
     if len(pts) != len(indices):
@@ -204,10 +235,12 @@ def _check_times(row: Row, report: Report) -> None:
     if (np.diff(seconds) == 0).any() and not row["repeated_frames"]:
         report("seconds stand still, though no frame is repeated")
     time_base = Fraction(row["time_base"])
-    expected = [float(int(first) * time_base) for first in pts[:: row["tubelet_size"]]]
     if len(seconds) != row["grid_thw"][0]:
         report(f"has {len(seconds)} seconds for {row['grid_thw'][0]} grid rows")
-    elif row["seconds"] != expected:
+        return
+    starts = lattice.row_starts(len(seconds), tubelet_size=row["tubelet_size"])[:-1]
+    firsts = pts[starts[starts < len(pts)]]
+    if row["seconds"] != [float(int(first) * time_base) for first in firsts]:
         report("seconds are not frame_pts x time_base of each grid row's first frame")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,14 +13,19 @@ import numpy as np
 from spacepatch.data import LOSS_REASONS, STAGES, Task
 from spacepatch.errors import ShardError
 from spacepatch.inspection.accounts import ClipAccounts
+from spacepatch.inspection.encoders import known_encoder
 from spacepatch.inspection.findings import Findings, Report
 from spacepatch.inspection.kept import KeptRules
 from spacepatch.inspection.packs import check_pack, read_npy
-from spacepatch.inspection.receipts import receipt_faults
+from spacepatch.inspection.pixels import PIXELS
+from spacepatch.inspection.receipts import check_encoded, receipt_faults
 from spacepatch.inspection.segments import Origin, check_segment, is_sound
 from spacepatch.inspection.tables import NULLABLE_SEGMENTS, read_checked
 from spacepatch.inspection.tars import TarScan
+from spacepatch.inspection.totals import PackTotals
+from spacepatch.pipeline.encoded import encoder_of_receipt
 from spacepatch.shards import SEGMENTS, ShardReceipt, read_receipt, receipt_path, shard_stem
+from spacepatch.token_dtypes import storage_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -73,11 +78,13 @@ def check_shard(
         report(fault)
     if faults:
         return None
+    if origin.plan is None and not origin.settings:
+        origin = replace(origin, encoder=known_encoder(receipt.encoder))
     _check_receipt(receipt, stem, origin, task, report)
     table = None
     if receipt.packs:
         table = _check_table(folder, stem, receipt, findings, origin, task)
-        rules = KeptRules.of(origin, task, receipt.losses)
+        rules = KeptRules.of(origin, task, receipt)
         _check_files(folder, stem, receipt, table, rules, findings, read_tar)
     elif receipt.files:
         report("has no packs, but names files")
@@ -101,10 +108,12 @@ def _check_receipt(
             report(f"{loss['source']}: reason {loss.get('reason')!r} is not in the closed list")
         if loss.get("stage") not in STAGES:
             report(f"{loss['source']}: stage {loss.get('stage')!r} is not in the closed list")
+    check_encoded(receipt, origin.encoder, report)
     plan = origin.plan
     if plan is None or task is None:
         return
     expected = {
+        "encoder": None if plan.encoder is None else encoder_of_receipt(plan.encoder),
         "task": task.number,
         "task_id": task.task_id,
         "plan_id": plan.plan_id,
@@ -153,8 +162,13 @@ def _check_table(
         if len(values) > 1:
             report(f"{key} is not the same in every row: {', '.join(map(str, values))}")
     accounts = ClipAccounts(origin.plan, task) if origin.plan is not None and task else None
-    num_tokens, are_sound = 0, True
+    num_tokens, num_values, are_sound = 0, 0, True
     unseen: set[str] = set()
+    lost_in_encoding = {
+        (loss["source_id"], loss.get("clip"))
+        for loss in receipt.losses
+        if loss.get("reason") == "nonfinite_latent"
+    }
     for start, stop in _slices(packs):
         for number, row in enumerate(table.slice(start, stop - start).to_pylist()):
             at = findings.at(f"{name}: row {start + number} ({row['source']} clip {row['clip']})")
@@ -167,13 +181,24 @@ def _check_table(
             if row["source_id"] not in receipt.observed:
                 unseen.add(row["source"])
             width = receipt.pack_token_widths[row["pack"]]
+            num_values += row["num_kept"] * width
             check_segment(row, at, origin=origin, width=width)
+            is_whole = (row["source_id"], row["clip"]) not in lost_in_encoding
+            if row["corrupt_frames"] and is_whole and PIXELS in receipt.members:
+                at(
+                    f"has {row['corrupt_frames']} corrupt frames, though a clip whose pixels are "
+                    "stored too ends before the first of them"
+                )
             if accounts is not None:
                 accounts.add(row, at)
     for source in sorted(unseen):
         findings.add(f"{stem}.json", f"observed: {source} has segments and is not in it")
     if num_tokens != receipt.tokens and are_sound:
         report(f"its segments have {num_tokens} tokens, the receipt says {receipt.tokens}")
+    if receipt.channel_sums is not None and are_sound:
+        counts = receipt.channel_sums[0]
+        if any(count * len(counts) != num_values for count in counts):
+            report(f"its segments have {num_values} values, channel_sums of the receipt {counts}")
     if accounts is not None:
         accounts.settle(receipt.losses, report)
     elif are_sound:
@@ -257,8 +282,19 @@ def _check_tar(
     findings: Findings,
 ) -> None:
     report = findings.at(path.name)
-    token_bytes = receipt.pack_token_widths[0] * np.dtype(receipt.token_dtype).itemsize
+    token_bytes = receipt.pack_token_widths[0] * np.dtype(storage_of(receipt.token_dtype)).itemsize
     largest = receipt.pack_length * max(token_bytes, 12) + NPY_HEADER_BYTES
+    plan = rules.origin.plan
+    if PIXELS in receipt.members:
+        # How large they are, nothing says of a shard alone before its packs do.
+        most = path.stat().st_size
+        if plan is not None:
+            content = receipt.pack_pixel_tokens * plan.layout.pixel_width
+            most = min(most, content + NPY_HEADER_BYTES)
+        largest = max(largest, most)
+    totals = PackTotals(
+        receipt, rules.origin.encoder, None if plan is None else plan.layout.pixel_tubelet
+    )
     scan = TarScan(
         path,
         members=receipt.members,
@@ -285,10 +321,13 @@ def _check_tar(
             pack=pack,
             rows=rows,
             rules=rules,
+            totals=totals,
             places=None if index is None else index[pack],
         )
     if packs != receipt.packs:
         report(f"holds {packs} packs, the receipt says {receipt.packs}")
+    else:
+        totals.settle(findings.at(f"{stem}.json"))
     entry = receipt.files.get(path.name)
     if entry is not None and scan.sha256 != entry["sha256"]:
         report("its sha256 is not that of the receipt")

@@ -17,6 +17,7 @@ from spacepatch.inspection.counting import (
     lengths,
     numbers,
 )
+from spacepatch.inspection.encoders import describe_encoder
 from spacepatch.inspection.folders import (
     PLAN_DOCUMENT,
     listed_stems,
@@ -24,10 +25,13 @@ from spacepatch.inspection.folders import (
     read_batches,
     read_document,
 )
+from spacepatch.inspection.packs import read_npy
+from spacepatch.inspection.pixels import PIXEL_SEGMENTS
 from spacepatch.inspection.receipts import read_sound_receipt
 from spacepatch.packing import lower_bound
 from spacepatch.shards import DATASET, ShardReader, ShardReceipt, receipt_path, shard_stem
 from spacepatch.shards.receipts import missing_files
+from spacepatch.tubelets import token_width
 
 SIZES = 10
 """Frame sizes shown, the most common first."""
@@ -53,7 +57,14 @@ def summarize(path: Path) -> dict[str, Any]:
         - ``tokens``: what a token is: ``kind``, ``store``, ``members``, ``token_dtype``,
           ``token_widths`` (the widest first), ``pack_length``, ``layout``, ``order``, ``halo``,
           ``tail``.
-        - ``patches``: a row a patch: ``tubelet_size``, ``patch_size`` (h, w), ``segments``.
+        - ``encoder``: None of pixels; else ``name``, ``kind``, ``rule``, ``stride``, ``channels``,
+          ``codebook_size``, ``dtype``, ``posterior``, ``device`` (None where it makes no
+          difference), ``is_local``, ``weights`` (sha256 by name), ``constants``, and of each
+          channel of latents the ``mean`` and ``std`` of what was written.
+        - ``pixels``: of the pixel tokens beside those of an encoder ``tubelet``, ``token_width``,
+          ``tokens``, ``pack_length`` (the most in a pack); None where there are none.
+        - ``patches``: a row a patch: ``tubelet_size``, ``patch_size`` (h, w), ``segments``; with
+          an encoder in its cells.
         - ``decoders``: a row a decoder: ``decoder``, ``segments``.
         - ``views``: how many different ones there are.
         - ``drop``: ``policy`` (of a shard alone its first word; None: nothing was dropped),
@@ -191,11 +202,12 @@ def _summarize_shard(folder: Path, stem: str) -> dict[str, Any]:
     counted.add_shard(stem, receipt)
     counted.add_losses(receipt.losses)
     counted.colours.update(_colours(receipt).values())
-    store = None
+    store = tubelet = None
     if receipt.packs:
         counted.add_segments(folder / f"{stem}.segments.parquet", with_sources=True)
         with ShardReader(folder / f"{stem}.tar", receipt=receipt) as reader:
             store = reader.document(0)["store"]
+            tubelet = _tubelet(reader)
     lost = {row["source_id"] for row in receipt.losses}
     counted.num_sources = len(lost.union(*counted.source_ids.values()))
     ending = shard_stem("", receipt.split, receipt.task)
@@ -207,6 +219,7 @@ def _summarize_shard(folder: Path, stem: str) -> dict[str, Any]:
         tasks=(1, 1),
         frames_selected=None,
         store=store,
+        tubelet=tubelet,
     )
 
 
@@ -228,7 +241,9 @@ def _summary(
     frames_selected: int | None,
     store: str | None,
     finished: bool = True,
+    tubelet: list[int] | None = None,
 ) -> dict[str, Any]:
+    """`tubelet` is that of the pixel tokens of a shard alone."""
     first = counted.first
     tokens = sum(shard["tokens"] for shard in counted.shards)
     packs = sum(shard["packs"] for shard in counted.shards)
@@ -260,7 +275,7 @@ def _summary(
             "frames_lost": sum(entry["frames"] for entry in losses),
         },
         "tokens": {
-            "kind": settings.get("kind"),
+            "kind": settings.get("kind") or ((first and first.encoder) or {}).get("kind"),
             "store": store,
             "members": first.members if first else None,
             "token_dtype": first.token_dtype if first else None,
@@ -268,6 +283,8 @@ def _summary(
             "pack_length": pack_length,
             **counted.common,
         },
+        "encoder": _encoder(counted, document.get("encoder"), name),
+        "pixels": _pixels(counted, document, tubelet),
         "patches": [
             {"tubelet_size": shape[0], "patch_size": list(shape[1:]), "segments": count}
             for shape, count in _most_common(counted.patches)
@@ -308,6 +325,46 @@ def _summary(
         "fingerprints": document.get("fingerprints"),
         "environment": document.get("environment"),
     }
+
+
+def _encoder(counted: Counted, facts: Any, name: str) -> dict[str, Any] | None:
+    """What is known of the encoder: of a shard alone what its receipt says."""
+    values = facts or (counted.first.encoder if counted.first is not None else None)
+    try:
+        return describe_encoder(values, counted.channel_sums)
+    except ValueError as error:
+        raise ShardError(f"{name}: damaged ({error}); look with spacepatch verify") from None
+
+
+def _pixels(
+    counted: Counted, document: dict[str, Any], tubelet: list[int] | None
+) -> dict[str, Any] | None:
+    tubelet = (
+        tubelet
+        or (document.get("pixels") or {}).get("tubelet")
+        or document.get("layout", {}).get("pixel_tubelet")
+    )
+    if tubelet is None:
+        return None
+    return {
+        "tubelet": tubelet,
+        "token_width": token_width(tubelet[0], (tubelet[1], tubelet[2])),
+        "tokens": counted.pixel_tokens,
+        "pack_length": counted.pack_pixel_tokens,
+    }
+
+
+def _tubelet(reader: ShardReader) -> list[int] | None:
+    """Of the pixel tokens in a shard."""
+    if PIXEL_SEGMENTS not in reader.receipt.members:
+        return None
+    try:
+        table = read_npy(bytes(reader.member(0, PIXEL_SEGMENTS)))
+        return [int(side) for side in table[0, 5:8]]
+    except (ValueError, IndexError):
+        raise ShardError(
+            f"{reader.path}: {PIXEL_SEGMENTS} is damaged; look with spacepatch verify"
+        ) from None
 
 
 def _most_common(counts: Counter[Any]) -> list[tuple[Any, int]]:

@@ -14,8 +14,9 @@ import numpy as np
 
 import spacepatch
 from spacepatch.config import RunConfig, fingerprint
-from spacepatch.data import Task
+from spacepatch.data import EncoderFacts, Task
 from spacepatch.errors import ConfigError, ShardError
+from spacepatch.inspection.encoders import check_facts, known_encoder
 from spacepatch.inspection.findings import Findings, Problem, Report
 from spacepatch.inspection.folders import (
     PLAN_DOCUMENT,
@@ -30,7 +31,7 @@ from spacepatch.inspection.segments import Origin
 from spacepatch.inspection.shard import FoundShard, check_shard
 from spacepatch.pipeline.placement import Placement
 from spacepatch.pipeline.planfile import Plan, inputs_fingerprint, read_plan
-from spacepatch.pipeline.planning import fingerprints_of, layout_of
+from spacepatch.pipeline.planning import content_fingerprints, layout_of
 from spacepatch.shards import DATASET, TABLES, shard_stem
 from spacepatch.sources import Listing
 from spacepatch.storage import PRIVATE
@@ -153,7 +154,11 @@ def _origin(plan: Plan | None, document: dict[str, Any] | None) -> Origin:
     document = document or {}
     prints, settings = document.get("fingerprints"), document.get("settings")
     token = prints.get("token") if isinstance(prints, dict) else None
-    return Origin(plan, token, settings if isinstance(settings, dict) else {})
+    try:
+        encoder = known_encoder(document.get("encoder"))
+    except ValueError:
+        encoder = None  # reported with its document
+    return Origin(plan, token, settings if isinstance(settings, dict) else {}, encoder)
 
 
 def _choose(stems: list[str], sample: int | None) -> set[str]:
@@ -182,21 +187,32 @@ def _check_plan_document(document: dict[str, Any], plan: Plan | None, findings: 
             report("fingerprints: environment is not that of the environment")
         if document["environment"].get("spacepatch") == spacepatch.__version__:
             # Another version may have had other settings.
-            config = RunConfig(**settings)
-            expected = fingerprints_of(config)
-            for key in ("token", "layout"):
-                if prints[key] != expected[key]:
+            config, found = RunConfig(**settings), document.get("encoder")
+            facts = None if found is None else EncoderFacts.from_json(found)
+            for key, value in _fingerprints(config, settings, facts).items():
+                if prints[key] != value:
                     report(f"fingerprints: {key} is not that of the settings")
+            check_facts(facts, config, report)
             if document["placement"] != asdict(Placement.of(config)):
                 report("placement is not that of the settings")
             if plan is not None:
                 clips = [clip for task in plan.tasks for clip in task.clips]
-                if plan.layout != layout_of(config, clips):
+                if plan.layout != layout_of(config, clips, facts):
                     report("layout is not that of the settings")
     except (KeyError, TypeError, AttributeError, ConfigError, ValueError) as error:
         report(f"damaged ({error!r})")
         return False
     return True
+
+
+def _fingerprints(
+    config: RunConfig, settings: dict[str, Any], facts: EncoderFacts | None
+) -> dict[str, str]:
+    """As of `planning.fingerprints_of`, but for the environment: nothing that an encoder needs is
+    asked for, and settings that came later are not in those of an older plan."""
+    token = {key: value for key, value in config.part("token").items() if key in settings}
+    layout = {key: value for key, value in config.part("layout").items() if key in settings}
+    return content_fingerprints(token, layout, facts)
 
 
 def check_overlaps(plan: Plan, report: Report) -> None:

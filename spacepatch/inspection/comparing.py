@@ -1,0 +1,353 @@
+"""One segment against its source, in a worker: tokens made again, and decoded to frames."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spacepatch.clipwriter import TokenSettings
+from spacepatch.data import ClipSpec
+from spacepatch.encoding import beating, encoder_of
+from spacepatch.errors import ConfigError, EncodeError, ShardError, SourceError
+from spacepatch.framerules import PIXELS
+from spacepatch.jobs import Job, tokens_of
+from spacepatch.pipeline.encoded import by_channel
+from spacepatch.quality import WINDOW, squared_error, ssim
+from spacepatch.shards import ShardReader
+from spacepatch.token_dtypes import from_stored
+from spacepatch.tubelets import cells_of_rows, join_tubelets
+
+UNKNOWN = 128
+"""Grey, where a token was dropped or a frame is lost: only preview shows it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """A segment to be looked at."""
+
+    tar: Path
+    row: dict[str, Any]
+    """Of segments.parquet."""
+    clip: ClipSpec
+    """That the segment is a part of."""
+    settings: TokenSettings
+    job: Job | None
+    """That makes the clip again; None: its source is not at hand."""
+    std: tuple[float, ...] | None = None
+    """Of each channel of the dataset's latents."""
+    make_again: bool = True
+    """Whether its tokens are, and not only its frames."""
+    num_shown: int = 0
+    """Frames to be sent back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Compared:
+    """What was found."""
+
+    problem: str = ""
+    """Why it could not be looked at, or what contradicts what; empty: nothing."""
+    is_same: bool | None = None
+    """Whether the stored tokens are, to the bit, what is made now; None: not made again."""
+    apart: float = 0.0
+    """How far they are from it: of latents the root mean square in standard deviations of their
+    channels, of pixels in parts of 255, of codes the share that differs."""
+    max_difference: float = 0.0
+    """The largest between two numbers; of codes 1 where any differs."""
+    pixels_apart: float = 0.0
+    """`apart` of the pixel tokens beside those of an encoder."""
+    error: int | None = None
+    """Sum of squared differences of the decoded frames to the source's; None: not decoded, or
+    without a source."""
+    num_values: int = 0
+    num_frames: int = 0
+    """True ones: those that fill the last row are left out."""
+    ssim: float | None = None
+    """None also where frames are smaller than its window."""
+    sums: np.ndarray | None = None
+    """``(3, C)`` float64: count, sum and sum of squares of each channel of latents."""
+    shown: tuple[int, ...] = ()
+    """Which of its frames the next two hold."""
+    source_frames: np.ndarray | None = None
+    """``(K, H, W, 3)`` uint8."""
+    decoded_frames: np.ndarray | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """A segment as it lies in its pack."""
+
+    tokens: np.ndarray
+    """``(n, D)``."""
+    places: np.ndarray
+    """``(n,)`` int64: raster index of each in the segment's grid."""
+    pixels: np.ndarray | None
+    """``(T, H, W, 3)``: the frames of the pixel tokens beside those of an encoder."""
+
+
+def compare_segment(request: Request) -> Compared:
+    """Hold a stored segment against its source.
+
+    Raises:
+        ConfigError: the encoder has no decoder.
+    """
+    try:
+        return _compare(request)
+    except (ShardError, EncodeError, SourceError) as error:
+        return Compared(problem=str(error))
+    except Exception as error:
+        error.add_note(f"segment: {request.row['segment_id']}")
+        raise
+
+
+def _compare(request: Request) -> Compared:
+    stored, row = _read(request), request.row
+    decoded = _decode(request, stored)
+    found = Compared(num_frames=len(row["frame_pts"]), sums=_sums(request, stored))
+    if request.job is not None:
+        found = _against_source(request, request.job, stored, decoded, found)
+    if request.num_shown and decoded is not None:
+        chosen = _spread(found.num_frames, request.num_shown)
+        found = replace(found, shown=tuple(chosen.tolist()), decoded_frames=decoded[chosen])
+        if found.source_frames is not None:
+            found = replace(found, source_frames=found.source_frames[chosen])
+    elif found.source_frames is not None:
+        found = replace(found, source_frames=None)
+    return found
+
+
+def _read(request: Request) -> _Stored:
+    row, clip, settings = request.row, request.clip, request.settings
+    with ShardReader(request.tar) as reader:
+        if not 0 <= row["pack"] < len(reader):
+            raise ShardError(f"segments.parquet says pack {row['pack']}, there are {len(reader)}")
+        pack = reader.read(row["pack"])
+        span = slice(row["offset"], row["offset"] + row["num_kept"])
+        places = np.flatnonzero(pack.segments[:, 0] == row["offset"])
+        expected = [row["offset"], row["num_kept"], *row["grid_thw"]]
+        expected += [clip.tubelet_size, *clip.patch_size]
+        grid = np.array(row["grid_thw"], np.int64)
+        if (
+            len(places) != 1
+            or pack.segments[places[0]].tolist() != expected
+            or tuple(row["grid_thw"][1:]) != clip.grid_thw[1:]
+            or row["num_tokens"] != grid.prod()
+            or pack.tokens[span].shape != (row["num_kept"], settings.width_of(clip))
+            or not (pack.positions[span] < grid).all()
+            or not 1 <= len(row["frame_pts"]) <= clip.row_starts[row["grid_thw"][0]]
+        ):
+            raise ShardError("its row of segments.parquet, its pack and its clip do not agree")
+        t, h, w = pack.positions[span].astype(np.int64).T
+        pixels = _pixels(reader, row["pack"], int(places[0]), settings)
+        # A copy: the map of the shard is closed with it.
+        return _Stored(pack.tokens[span].copy(), (t * grid[1] + h) * grid[2] + w, pixels)
+
+
+def _pixels(
+    reader: ShardReader, pack: int, number: int, settings: TokenSettings
+) -> np.ndarray | None:
+    """The frames of the pixel tokens of the n-th segment of a pack, where there are such."""
+    if settings.pixel_tubelet is None:
+        return None
+    offset, count, *grid = reader.array(pack, "pixel_segments.npy")[number, :5].tolist()
+    try:
+        return join_tubelets(
+            reader.array(pack, "pixels.npy")[offset : offset + count],
+            grid_thw=tuple(grid),
+            tubelet_size=settings.pixel_tubelet[0],
+            patch_size=settings.pixel_tubelet[1:],
+            layout=settings.layout,
+            merge=settings.merge,
+        )
+    except ValueError as error:
+        raise ShardError(f"its pixel tokens do not fit their grid ({error})") from None
+
+
+def _sums(request: Request, stored: _Stored) -> np.ndarray | None:
+    settings = request.settings
+    if settings.facts is None or settings.facts.kind != "latents":
+        return None
+    values = by_channel(
+        from_stored(stored.tokens, settings.token_dtype).astype(np.float64),
+        channels=settings.facts.channels,
+        layout=settings.layout,
+    )
+    counts = np.full(values.shape[1], float(len(values)))
+    return np.stack([counts, values.sum(axis=0), np.square(values).sum(axis=0)])
+
+
+# --- to frames ---------------------------------------------------------------------------------
+
+
+def _decode(request: Request, stored: _Stored) -> np.ndarray | None:
+    """``(T, H, W, 3)`` uint8: the true frames; None where an encoder's grid has holes."""
+    row, clip, settings = request.row, request.clip, request.settings
+    is_whole = len(stored.tokens) == row["num_tokens"]
+    if not is_whole and settings.facts is not None:
+        return None
+    grid = tuple(row["grid_thw"])
+    tokens = np.full((row["num_tokens"], stored.tokens.shape[1]), UNKNOWN, stored.tokens.dtype)
+    # In the order that they are stored in where none is dropped.
+    order = cells_of_rows(np.arange(grid[0]), *grid[1:], merge=settings.merge)
+    place = np.empty(len(order), np.int64)
+    place[order] = np.arange(len(order))
+    tokens[place[stored.places]] = stored.tokens
+    cells = join_tubelets(
+        tokens,
+        grid_thw=grid,
+        tubelet_size=clip.tubelet_size,
+        patch_size=clip.patch_size,
+        layout=settings.layout,
+        merge=settings.merge,
+        halo=settings.halo,
+    )
+    if settings.encoder is not None and settings.facts is not None:
+        values = from_stored(cells, settings.token_dtype)
+        if settings.facts.kind == "codes":
+            values = values.astype(np.int64)  # as `encode` returns them
+        with beating():
+            made = encoder_of(settings.encoder).decode(values)
+        if made is None:
+            raise ConfigError(
+                f"{settings.facts.name}: has no decoder: give --encoder one with its decoder"
+            )
+        cells = made
+    return cells[: len(row["frame_pts"]), ..., :3]
+
+
+def _spread(num_frames: int, wanted: int) -> np.ndarray:
+    """``(K,)`` int64: the middles of K equal parts; fewer where there are fewer frames."""
+    wanted = min(wanted, num_frames)
+    return (2 * np.arange(wanted) + 1) * num_frames // (2 * wanted)
+
+
+# --- against the source ------------------------------------------------------------------------
+
+
+def _against_source(
+    request: Request, job: Job, stored: _Stored, decoded: np.ndarray | None, found: Compared
+) -> Compared:
+    first = _first_row(request)
+    if request.make_again:
+        found = _against_tokens(request, job, stored, first, found)
+        if found.problem:
+            return found
+    if decoded is None:
+        return found
+    starts = request.clip.row_starts
+    frames, there = _frames_of(request, job)
+    span = slice(int(starts[first]), int(starts[first]) + len(decoded))
+    is_whole = len(stored.tokens) == request.row["num_tokens"]
+    if len(frames[span]) != len(decoded) or (is_whole and not there[span].all()):
+        return replace(found, problem="its source does not give its frames; restore it")
+    frames = frames[span]
+    if stored.pixels is not None:
+        if stored.pixels[: len(frames)].shape[:3] != frames.shape[:3]:
+            return replace(found, problem="its pixel tokens are not of the size of its frames")
+        error = squared_error(stored.pixels[: len(frames), ..., :3], frames)
+        found = replace(found, pixels_apart=math.sqrt(error / frames.size) / 255)
+    if is_whole:
+        with beating():
+            likeness = ssim(decoded, frames) if min(frames.shape[1:3]) >= WINDOW else None
+        found = replace(
+            found,
+            error=squared_error(decoded, frames),
+            num_values=decoded.size,
+            ssim=likeness,
+        )
+    return replace(found, source_frames=frames)
+
+
+def _first_row(request: Request) -> int:
+    """The row of the clip's grid that the segment begins with: several are cut of one clip."""
+    start = request.row["clip_start_pts"]
+    if start == request.clip.start_pts:
+        return 0
+    return int(np.searchsorted(request.clip.row_pts, start))
+
+
+def _against_tokens(
+    request: Request, job: Job, stored: _Stored, first: int, found: Compared
+) -> Compared:
+    """Hold the stored tokens against those that the source gives now."""
+    row, clip, settings = request.row, request.clip, request.settings
+    ((tokens, made),) = tokens_of(job)
+    kept = made.kept
+    if kept is None:
+        kept = cells_of_rows(made.rows, *clip.grid_thw[1:], merge=settings.merge)
+    place = np.full(clip.num_tokens, -1, np.int64)
+    place[kept] = np.arange(len(kept))
+    span = slice(first * clip.cells, (first + row["grid_thw"][0]) * clip.cells)
+    own = place[span]
+    is_there = len(own) == row["num_tokens"] and (own[stored.places] >= 0).all()
+    if not is_there or (own >= 0).sum() != len(stored.places):
+        lost = [f"{loss.reason}: {loss.message}" for loss in made.losses]
+        why = lost[0] if lost else "other tokens of it are kept"
+        return replace(found, problem=f"cannot be made again: {why}; restore its source")
+    again = tokens[own[stored.places]]
+    # By their bytes, as they are stored.
+    is_same = np.array_equal(again.view(np.uint8), stored.tokens.view(np.uint8))
+    apart, largest = _distance(request, stored.tokens, again)
+    return replace(found, is_same=is_same, apart=apart, max_difference=largest)
+
+
+def _distance(request: Request, stored: np.ndarray, again: np.ndarray) -> tuple[float, float]:
+    """`Compared.apart` and `max_difference`."""
+    settings = request.settings
+    if settings.facts is not None and settings.facts.kind == "codes":
+        differs = stored != again
+        return float(differs.mean()), float(differs.any())
+    before, after = (
+        by_channel(
+            from_stored(tokens, settings.token_dtype).astype(np.float64),
+            channels=settings.channels,
+            layout=settings.layout,
+        )
+        for tokens in (stored, again)
+    )
+    scale = np.full(settings.channels, 255.0)
+    if settings.facts is not None:
+        # A channel that never moves has no scale; its numbers must be equal.
+        scale = np.array(request.std or after.std(axis=0))
+        scale = np.maximum(scale, np.finfo(np.float32).tiny)
+    with np.errstate(over="ignore"):
+        parts = np.square((before - after) / scale)
+        return float(np.sqrt(parts.mean())), float(np.abs(before - after).max())
+
+
+def _frames_of(request: Request, job: Job) -> tuple[np.ndarray, np.ndarray]:
+    """``(T, H, W, 3)``: the clip's frames as its settings make them, and ``(T,)`` bool which of
+    them could be had; the way of a job whose token is a whole frame."""
+    height, width = request.clip.size
+    num_frames = len(request.clip.frame_indices)
+    clip = replace(
+        request.clip,
+        tubelet_size=1,
+        patch_size=(height, width),
+        grid_thw=(num_frames, 1, 1),
+        num_kept=num_frames,
+        drop=None,
+        lattice=PIXELS,
+    )
+    settings = replace(
+        request.settings,
+        encoder=None,
+        facts=None,
+        pixel_tubelet=None,
+        token_dtype="uint8",
+        layout="p q c",
+        merge=1,
+        halo=0,
+        tail="repeat",
+        static_threshold=None,
+    )
+    ((tokens, made),) = tokens_of(replace(job, clips=(clip,), settings=settings))
+    frames = np.full((num_frames, height, width, settings.channels), UNKNOWN, np.uint8)
+    frames[made.rows] = tokens.reshape(-1, height, width, settings.channels)
+    there = np.zeros(num_frames, bool)
+    there[made.rows] = True
+    return frames[..., :3], there
