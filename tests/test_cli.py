@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-COMMANDS = ["tokenize", "plan", "probe", "inspect", "verify", "doctor"]
+COMMANDS = "tokenize plan convert fit probe inspect verify preview doctor".split()
 HEAVY = ["torch", "webdataset", "av", "pyarrow"]
 
 

@@ -29,7 +29,7 @@ def test_the_page_of_settings_is_current() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    for command in ("tokenize", "plan", "inspect", "verify", "doctor"):
+    for command in ("tokenize", "plan", "fit", "inspect", "verify", "preview", "doctor"):
         assert f"spacepatch {command}" in readme
 
 
@@ -41,7 +41,7 @@ def test_every_flag_in_the_readme_exists() -> None:
             text=True,
             check=True,
         ).stdout
-        for command in ("tokenize", "plan")
+        for command in ("tokenize", "plan", "fit", "verify", "preview")
     )
     text = (ROOT / "README.md").read_text().replace("--index-url", "").replace("--help", "")
     for flag in sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))):

@@ -12,7 +12,18 @@ from typing import Annotated
 import typer
 
 from spacepatch import __version__
-from spacepatch.cli import convert, doctor, inspect, plan, presets, probe, tokenize, verify
+from spacepatch.cli import (
+    convert,
+    doctor,
+    fit,
+    inspect,
+    plan,
+    presets,
+    preview,
+    probe,
+    tokenize,
+    verify,
+)
 from spacepatch.cli.saying import say
 from spacepatch.errors import ConfigError, SpacepatchError
 
@@ -27,7 +38,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (tokenize, plan, convert, probe, inspect, verify, doctor):
+for module in (tokenize, plan, convert, fit, probe, inspect, verify, preview, doctor):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, epilog=module.EXAMPLE)(module.command)
 app.add_typer(presets.app, name="presets")
