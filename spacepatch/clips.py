@@ -218,8 +218,9 @@ def _cut_to_pack(
     longest = rows if view.drop is None else min(rows, max(1, MOST_GRID // cells))
     if tokens > pack_length or longest < rows:
         most = frames_of(_rows_that_fit(num_kept, longest, pack_length))
-    elif view.drop is None and tokens + cells > pack_length:
-        most = frames_of(rows)  # frames of a further row would not fit
+    elif view.drop is None and tokens + cells > pack_length and not lattice.rule.first:
+        # Frames of a further row would not fit. (By themselves, they would be a first latent.)
+        most = frames_of(rows)
     for first, last in _cut(window, most, lattice.rule.step * tubelet_size):
         if last is None:
             message = (

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from threading import Event, Thread
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from spacepatch.data import EncoderFacts
-from spacepatch.errors import EncodeError
+from spacepatch.errors import EncodeError, SourceError
 from spacepatch.workers import beat
 
 if TYPE_CHECKING:
     from spacepatch.latents.encoders import LatentEncoder
+
+T = TypeVar("T")
 
 BEAT_SECONDS = 1.0
 MOST_SECONDS = 3600
@@ -51,7 +53,7 @@ def encoder_of(settings: EncoderSettings) -> LatentEncoder:
     """The encoder, loaded when it is first asked for.
 
     Raises:
-        As of `load_encoder`.
+        SourceError: it finds no memory (reason `out_of_memory`). Others as of `load_encoder`.
     """
     global _loaded
     if _loaded is None or _loaded[0] != settings:
@@ -59,8 +61,21 @@ def encoder_of(settings: EncoderSettings) -> LatentEncoder:
 
         _loaded = None  # the one before is let go of first
         options = asdict(settings)
-        with beating():
-            _loaded = settings, load_encoder(options.pop("spec"), **options)
+        try:
+            with beating():
+                _loaded = settings, load_encoder(options.pop("spec"), **options)
+        except RuntimeError as error:
+            from spacepatch.latents.exactness import is_of_memory
+
+            if not is_of_memory(error):
+                raise
+    if _loaded is None:
+        # Not in the clause above, where the error would keep what was loaded.
+        raise SourceError(
+            f"--device {settings.device}: no memory is left there for another copy of the encoder: "
+            "give fewer --workers, or raise --worker-memory",
+            reason="out_of_memory",
+        )
     return _loaded[1]
 
 
@@ -106,23 +121,30 @@ class ClipEncoder:
         self._thread = None
         if settings.device != "cpu":
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="spacepatch-encoder")
-        self._waiting: deque[Future[np.ndarray]] = deque()
+        self._waiting: deque[Future[Any]] = deque()
 
-    def start(self, frames: np.ndarray, *, seed: tuple[object, ...]) -> Future[np.ndarray]:
-        """Begin to encode ``(T, H, W, 3)``; the result is that of `LatentEncoder.encode`."""
+    def start(
+        self, frames: np.ndarray, store: Callable[[np.ndarray], T], *, seed: tuple[object, ...]
+    ) -> Future[T]:
+        """Begin to encode ``(T, H, W, 3)``; the result is `store` of what the encoder makes."""
+
+        def run() -> T:
+            return store(self._encoder.encode(frames, seed=seed))
+
         if self._thread is None:
-            made: Future[np.ndarray] = Future()
+            made: Future[T] = Future()
             try:
                 with beating():
-                    made.set_result(self._encoder.encode(frames, seed=seed))
+                    made.set_result(run())
             except Exception as error:
                 made.set_exception(error)
             return made
         while len(self._waiting) >= CLIPS_WAITING:
             with beating():
                 self._waiting.popleft().exception()
-        self._waiting.append(self._thread.submit(self._encoder.encode, frames, seed=seed))
-        return self._waiting[-1]
+        begun = self._thread.submit(run)
+        self._waiting.append(begun)
+        return begun
 
     def close(self) -> None:
         if self._thread is not None:
@@ -141,9 +163,14 @@ def beating() -> Iterator[None]:
             beat()
 
     thread = Thread(target=go_on, daemon=True)
-    thread.start()
+    # Where there is no memory for it, the model may still find what it needs.
+    has_begun = False
+    with suppress(RuntimeError):
+        thread.start()
+        has_begun = True
     try:
         yield
     finally:
         done.set()
-        thread.join()
+        if has_begun:
+            thread.join()

@@ -14,13 +14,13 @@ from spacepatch.arena import ArenaSlice
 from spacepatch.clipwriter import ClipTokens, ClipWriter, TokenSettings
 from spacepatch.data import ClipSpec, Fit, Picture, Source, VideoInfo
 from spacepatch.decode import BACKENDS, UNTAGGED_MATRIX, choose_decoder, decode_pictures
-from spacepatch.encoding import ClipEncoder
+from spacepatch.encoding import ClipEncoder, encoder_of
 from spacepatch.errors import Declined, DecodeError, SourceError
 from spacepatch.latentwriter import LatentWriter, pixel_clip
 from spacepatch.resize import colour_of, hdr_of, make_frame, place_frame
 from spacepatch.sources import content_id
 from spacepatch.tubelets import token_width
-from spacepatch.workers import beat
+from spacepatch.workers import Fault, beat
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,8 +50,13 @@ class JobResult:
     """What only a picture tells: rotation, mirrored, colour, and how it was read."""
 
 
-def run_job(job: Job) -> JobResult:
+def run_job(job: Job) -> JobResult | Fault:
     """Decode one source once, for all of its clips in the task, into the arena."""
+    if job.settings.encoder is not None:
+        try:
+            encoder_of(job.settings.encoder)
+        except SourceError as error:
+            return Fault(error.reason, str(error))
     first = min(job.offsets)
     end = max(
         offset + arena_bytes(job.settings, clip)

@@ -14,6 +14,7 @@ from small_runs import rows, run
 from tiny_autoencoders import save_tiny
 
 from spacepatch.config import load_config
+from spacepatch.errors import SpacepatchError
 from spacepatch.framerules import FrameRule, Lattice
 from spacepatch.latents.encoders import load_encoder
 from spacepatch.latents.linear import LinearCodec, codec_bytes
@@ -239,3 +240,88 @@ def test_the_losses_of_trimmed_frames_are_the_users_wish(tmp_path: Path, half_wh
     document = json.loads((out / "dataset.json").read_text())
     assert document["encoder"]["rule"] == "3k"
     assert [segment["num_tokens"] for segment, _ in stored_clips(out).values()]
+
+
+def test_a_clip_that_just_fits_a_pack_is_not_cut_for_the_frames_that_are_trimmed(
+    encoder_specs: Callable[[str], str],
+) -> None:
+    settings = {"encoder": encoder_specs("AutoencoderKLWan"), "every_frame": True, "native": True}
+    exact = load_config(
+        settings | {"patch": "1x2x2", "tail": "drop", "pack_length": 4, "long": "error"}
+    )
+    # 1 + 3 x 4 frames are 4 latents, of one token each; 3 frames more fill none.
+    (made,) = tokenize_frames(video(16, 16, 16), exact)
+    assert made.clip.grid_thw == (4, 1, 1)
+
+
+def test_frames_in_memory_are_not_lost_in_silence(tmp_path: Path) -> None:
+    depth = 3 * 8 * 8
+    basis = np.eye(depth, 1)
+    wild = LinearCodec((1, 8, 8), np.zeros(depth), basis, np.full(1, 0.25))
+    (tmp_path / "wild.safetensors").write_bytes(codec_bytes(wild))
+    config = load_config({"encoder": f"linear:{tmp_path / 'wild.safetensors'}"})
+    white = np.full((4, 32, 32, 3), 255, np.uint8)
+    with pytest.raises(SpacepatchError, match="nonfinite_latent"):
+        tokenize_frames(white, config)
+    tokenize_frames(white // 2, config)
+
+
+@pytest.mark.parametrize("key", range(4))
+def test_pixels_stay_beside_the_one_token_that_is_kept_of_a_clip_cut_short(
+    tmp_path: Path, key: int
+) -> None:
+    from spacepatch.clipwriter import TokenSettings
+    from spacepatch.data import Picture
+    from spacepatch.encoding import EncoderSettings, facts_of
+    from spacepatch.jobs import own_memory, writing
+
+    encoder = EncoderSettings(codec(tmp_path, (2, 8, 8)))
+    config = load_config(
+        {"encoder": encoder.spec, "patch": "1x1x1", "every_frame": True, "native": True}
+        | {"drop": "tokens:1", "also": "pixels"}
+    )
+    (whole,) = tokenize_frames(video(16, 32, 32), config)
+    settings = TokenSettings(
+        "c t p q",
+        "repeat",
+        "bicubic",
+        token_dtype="float32",
+        encoder=encoder,
+        facts=facts_of(encoder),
+        pixel_tubelet=(2, 8, 8),
+    )
+    frames = video(16, 32, 32)
+    with writing([whole.clip], [f"key {key}"], settings, own_memory) as (writer,):
+        for index in range(5):
+            rgb = av.VideoFrame.from_ndarray(frames[index], format="rgb24")
+            picture = Picture(rgb, index, index, rotation=0, mirrored=False, is_corrupt=False)
+            writer.add(picture, frames[index], "pyav")
+        made = writer.finish()
+    assert (made.num_kept, made.grid_t, made.num_pixel_tokens) == (1, 3, 3 * 16)
+
+
+def test_clips_that_find_no_memory_are_lost_without_the_others(
+    sample_clips: Path, tmp_path: Path
+) -> None:
+    # Windows that overlap 24 times hold as many clips: of 960 x 272 pixels 450 MB.
+    out = tmp_path / "out"
+    run(
+        [sample_clips / "ultrawide_960x270.mp4", sample_clips / "square_320x320.mp4"],
+        out,
+        encoder=codec(tmp_path),
+        worker_memory="450MB",
+        workers=1,
+        native=True,
+        max_tokens_per_frame=None,
+        pack_length=2**16,
+        fps="24",
+        clip_seconds="1",
+        clip_stride="1/24",
+    )
+    losses = rows(out, "losses.parquet")
+    assert {(row["source"], row["stage"], row["reason"]) for row in losses} == {
+        ("ultrawide_960x270.mp4", "encode", "out_of_memory")
+    }
+    written = {row["source"] for row in rows(out, "segments.parquet")}
+    assert "square_320x320.mp4" in written
+    assert "ultrawide_960x270.mp4" in written

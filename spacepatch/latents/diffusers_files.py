@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,20 @@ def find_folder(where: str, *, allow_download: bool) -> Path:
             f"--encoder diffusers:{where}: no such folder; if it is the id of a hub, give "
             "--allow-download, or download it yourself and give its folder"
         )
-    return _download(where)
+    # A worker may write no large file: what is there already is taken as it is.
+    return _in_cache(where) or download(where)
+
+
+def download(where: str) -> Path:
+    """The folder of config.json of an id of a hub, as the hub has it now; errors as of
+    `find_folder`."""
+    found = _snapshot(where, only_local=False)
+    assert found is not None, "it raises where there is none"
+    return found
+
+
+def _in_cache(where: str) -> Path | None:
+    return _snapshot(where, only_local=True)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
@@ -109,25 +123,35 @@ def _parts(index: Path) -> list[Path]:
     return [index.parent / name for name in names]
 
 
-def _download(where: str) -> Path:
+def _snapshot(where: str, *, only_local: bool) -> Path | None:
+    """From the hub, or where `only_local` from what was downloaded before; None: it was not."""
     try:
         import huggingface_hub
+        from huggingface_hub.utils.tqdm import disable_progress_bars
     except ImportError:
         raise MissingDependencyError(
             "huggingface_hub is not installed: pip install 'spacepatch[diffusers]'"
         ) from None
+    if not sys.stderr.isatty():
+        disable_progress_bars()
     parts = where.split("/")
     model, inside = "/".join(parts[:2]), "/".join(parts[2:])
     prefix = f"{inside}/" if inside else ""
     names = (CONFIG, f"{STEM}.safetensors", f"{STEM}.safetensors.index.json")
     wanted = [prefix + name for name in (*names, f"{STEM}-*-of-*.safetensors")]
     try:
-        folder = huggingface_hub.snapshot_download(model, allow_patterns=wanted)
+        folder = huggingface_hub.snapshot_download(
+            model, allow_patterns=wanted, local_files_only=only_local
+        )
     except Exception as error:  # of the hub's client, of its transport, of the system
+        if only_local:
+            return None
         raise ConfigError(
             f"--encoder diffusers:{where}: the hub does not give it ({type(error).__name__}): "
             "download it yourself and give its folder"
         ) from None
     found = Path(folder) / inside
+    if only_local and not (found / CONFIG).is_file():
+        return None
     _check_folder(where, found)
     return found

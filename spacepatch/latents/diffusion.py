@@ -93,7 +93,7 @@ def load_diffusers(
     encoder = DiffusersEncoder(
         model,
         facts,
-        name=f"diffusers:{folder.resolve().name if Path(where).is_dir() else where}",
+        name=f"diffusers:{folder.resolve().name if Path(where).expanduser().is_dir() else where}",
         weights=weights,
         constants=_constants(written, tensors),
         device=place,

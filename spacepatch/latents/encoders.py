@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
-from spacepatch.errors import ConfigError, EncodeError
+from spacepatch.errors import ConfigError, EncodeError, MissingDependencyError
 from spacepatch.framerules import FrameRule
 
 MAX_LATENT = 1000.0
@@ -115,11 +116,13 @@ def load_encoder(
     if kind not in ENCODERS:
         near = difflib.get_close_matches(kind, ENCODERS, 1, 0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
+        if Path(spec).expanduser().exists():
+            hint = f"; give KIND:WHERE, as in {_kind_of(Path(spec))}:{spec}"
         raise ConfigError(
             f"--encoder {spec}: no kind of encoder {kind!r}, there are {', '.join(ENCODERS)}{hint}"
         )
     if not colon or not where:
-        raise ConfigError(f"--encoder {spec}: does not say where it is, as in {kind}:FOLDER")
+        raise ConfigError(f"--encoder {spec}: does not say where it is, as in {kind}:PATH")
     _check_word("--encoder-dtype", dtype, DTYPES)
     _check_word("--posterior", posterior, POSTERIORS)
     if batch is not None and batch < 1:
@@ -136,6 +139,13 @@ def load_encoder(
         expect_sha256=expect_sha256,
         tiles=tiles,
     )
+
+
+def _kind_of(path: Path) -> str:
+    """What a path that was given without its kind is, near enough for a hint."""
+    if path.is_dir():
+        return "diffusers" if (path / "config.json").is_file() else "tae"
+    return "torchscript" if path.suffix in (".jit", ".pt") else "linear"
 
 
 def local_path(kind: str, where: str) -> Path:
@@ -183,27 +193,31 @@ def _check_word(flag: str, word: str, words: Sequence[str]) -> None:
 
 # Each imports its file when it is asked for: only then is torch needed, or diffusers.
 def _load_diffusers(where: str, **options: Any) -> LatentEncoder:
-    from spacepatch.latents.diffusion import load_diffusers
-
-    return load_diffusers(where, **options)
+    return _loader("diffusion").load_diffusers(where, **options)  # type: ignore[no-any-return]
 
 
 def _load_torchscript(where: str, **options: Any) -> LatentEncoder:
-    from spacepatch.latents.scripted import load_torchscript
-
-    return load_torchscript(where, **options)
+    return _loader("scripted").load_torchscript(where, **options)  # type: ignore[no-any-return]
 
 
 def _load_tae(where: str, **options: Any) -> LatentEncoder:
-    from spacepatch.latents.tae import load_tae
-
-    return load_tae(where, **options)
+    return _loader("tae").load_tae(where, **options)  # type: ignore[no-any-return]
 
 
 def _load_linear(where: str, **options: Any) -> LatentEncoder:
-    from spacepatch.latents.linear import load_linear
+    return _loader("linear").load_linear(where, **options)  # type: ignore[no-any-return]
 
-    return load_linear(where, **options)
+
+def _loader(module: str) -> Any:
+    try:
+        return importlib.import_module(f"spacepatch.latents.{module}")
+    except ModuleNotFoundError as error:
+        if error.name != "torch":
+            raise
+    raise MissingDependencyError(
+        "this encoder needs torch, which is not installed: pip install torch --index-url "
+        "https://download.pytorch.org/whl/cpu (or its CUDA build)"
+    )
 
 
 ENCODERS: dict[str, Callable[..., LatentEncoder]] = {

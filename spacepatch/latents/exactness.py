@@ -70,12 +70,14 @@ def compute(
         with ThreadPoolExecutor(1, thread_name_prefix="spacepatch-model") as thread:
             return thread.submit(_in_one_thread, run, device).result()
     except (RuntimeError, MemoryError) as error:
-        if isinstance(error, RuntimeError) and not _is_of_memory(error):
+        if isinstance(error, RuntimeError) and not is_of_memory(error):
             raise
-        raise SourceError(
-            f"{name}: out of memory on {device}: {_way_out(device, batch, tiles)}",
-            reason="out_of_memory",
-        ) from None
+    # Not in the clause above: the error would go along as the context of this one, and with its
+    # traceback all that the model had in memory.
+    raise SourceError(
+        f"{name}: out of memory on {device}: {_way_out(device, batch, tiles)}",
+        reason="out_of_memory",
+    )
 
 
 def _in_one_thread(run: Callable[[], T], device: torch.device) -> T:
@@ -98,7 +100,8 @@ def _exactly(run: Callable[[], T], device: torch.device) -> T:
         return run()
 
 
-def _is_of_memory(error: RuntimeError) -> bool:
+def is_of_memory(error: RuntimeError) -> bool:
+    """Whether it says that memory is short."""
     return isinstance(error, torch.OutOfMemoryError) or bool(_NO_MEMORY.search(str(error)))
 
 

@@ -191,7 +191,9 @@ def check_numbers(
     if not 1 <= channels <= depth:
         raise ConfigError(f"channels: {channels}: a block has 1 .. {depth}")
     if residual < 1 or (residual > 1 and codebook is None):
-        raise ConfigError(f"residual: {residual}: stages of a codebook, 1 at least")
+        raise ConfigError(
+            f"residual: {residual}: stages of a codebook, 1 at least: give --codebook"
+        )
     if codebook is not None and codebook < 2:
         raise ConfigError(f"codebook: {codebook}: 2 codes are the fewest")
     learned = num_blocks - num_blocks // HOLD_OUT

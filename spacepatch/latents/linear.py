@@ -11,6 +11,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -165,14 +166,13 @@ class LinearEncoder:
     def encode(self, frames: np.ndarray, *, seed: tuple[object, ...] = ()) -> np.ndarray:
         """As of `LatentEncoder`; nothing is drawn."""
         check_frames(self, frames)
-        try:
+        with suppress(MemoryError):
             return self._encode(frames)
-        except MemoryError:
-            raise SourceError(
-                f"{self.name}: out of memory with a clip of {frames.shape}: raise --worker-memory, "
-                "or give fewer or smaller frames (it has no --encode-batch)",
-                reason="out_of_memory",
-            ) from None
+        raise SourceError(
+            f"{self.name}: out of memory with a clip of {frames.shape}: raise --worker-memory, "
+            "or give fewer or smaller frames (it has no --encode-batch)",
+            reason="out_of_memory",
+        )
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         codec = self._codec
@@ -245,6 +245,8 @@ def load_linear(
     if tiles:
         raise ConfigError(f"--encode-tiles: linear:{where} encodes block by block; leave it out")
     path = local_path("linear", where)
+    if path.is_dir():
+        raise ConfigError(f"--encoder linear:{where}: is a folder; give the file of spacepatch fit")
     try:
         content = path.read_bytes()
     except OSError as error:

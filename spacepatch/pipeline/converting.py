@@ -20,7 +20,7 @@ from spacepatch.pipeline.finishing import RunSummary, finish_run
 from spacepatch.pipeline.folder import check_folder, clear_folder
 from spacepatch.pipeline.placement import Placement
 from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
-from spacepatch.pipeline.planning import fingerprints_of, layout_of
+from spacepatch.pipeline.planning import content_fingerprints, layout_of
 from spacepatch.pipeline.recutting import (
     Stored,
     check_divides,
@@ -199,15 +199,13 @@ def _plan(before: Plan, config: RunConfig, *, recut: bool) -> Plan:
             for task in tasks
         )
     clips = [clip for task in tasks for clip in task.clips]
-    prints = fingerprints_of(config, before.encoder) | {
-        "environment": before.fingerprints["environment"]
-    }
+    prints = content_fingerprints(config.part("token"), config.part("layout"), before.encoder)
     return replace(
         before,
         plan_id="",
         name="",
         settings=config.part("token", "layout", "selection", "seed"),
-        fingerprints=prints,
+        fingerprints=prints | {"environment": before.fingerprints["environment"]},
         layout=layout_of(config, clips, before.encoder),
         placement=Placement.of(config),
         tasks=tasks,

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from spacepatch.config import RunConfig
 from spacepatch.data import EncoderFacts
 from spacepatch.encoding import EncoderSettings, facts_of
-from spacepatch.errors import ConfigError, EncodeError
+from spacepatch.errors import ConfigError, EncodeError, SourceError
 from spacepatch.framerules import PIXELS, Lattice
 from spacepatch.workers import Fault, WorkerPool
 
@@ -36,9 +37,18 @@ def resolve_encoder(config: RunConfig, pool: WorkerPool) -> Encoded:
     settings = encoder_settings(config)
     if settings is None:
         return Encoded(config)
-    ((_, facts),) = pool.map(facts_of, iter([(0, settings)]))
+    kind, _, where = settings.spec.partition(":")
+    if kind == "diffusers" and settings.allow_download and not Path(where).expanduser().exists():
+        from spacepatch.latents.diffusers_files import download
+
+        # Here, for a worker may write no large file; it finds what is there then.
+        download(where)
+    try:
+        ((_, facts),) = pool.map(facts_of, iter([(0, settings)]))
+    except SourceError as error:
+        raise EncodeError(str(error)) from None
     if isinstance(facts, Fault):
-        raise EncodeError(f"encoder {settings.spec}: cannot be loaded: {facts.message}")
+        raise EncodeError(f"--encoder {settings.spec}: cannot be loaded: {facts.message}")
     return Encoded(settle(config, facts), settings, facts)
 
 
@@ -68,7 +78,21 @@ def settle(config: RunConfig, facts: EncoderFacts) -> RunConfig:
         ConfigError: they contradict it.
     """
     if config.kind not in (None, facts.kind):
-        raise ConfigError(f"kind: {facts.name} makes {facts.kind}, not {config.kind}")
+        raise ConfigError(
+            f"kind: {facts.name} makes {facts.kind}, not {config.kind}: give another --encoder, or "
+            f"--kind {facts.kind}"
+        )
+    stride = "x".join(map(str, facts.stride))
+    if config.encoder_stride not in (None, stride):
+        raise ConfigError(
+            f"encoder_stride {config.encoder_stride}: {facts.name} has a stride of {stride}: give "
+            "another --encoder, or --encoder-stride none for other grids than the preset's"
+        )
+    if facts.kind == "codes" and "latent_dtype" in config.model_fields_set:
+        raise ConfigError(
+            f"latent_dtype: {facts.name} makes codes, which are stored in the smallest type that "
+            "holds them: leave it out"
+        )
     given = {key: getattr(config, key) for key in config.model_fields_set}
     given.setdefault("patch", DEFAULT_PATCHES[facts.kind])
     settled = RunConfig(**(given | {"encoder": facts.name, "kind": facts.kind}))

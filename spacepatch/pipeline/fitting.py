@@ -23,6 +23,7 @@ from spacepatch.jobs import Job, JobResult, run_job
 from spacepatch.latents.fitting import FitReport, check_installed, check_numbers, fit_codec
 from spacepatch.latents.linear import LAYOUT, codec_bytes
 from spacepatch.pipeline.choosing import choose_source, source_loss
+from spacepatch.pipeline.folder import check_file
 from spacepatch.pipeline.job_settings import token_settings
 from spacepatch.pipeline.planning import Progress, probe_sources
 from spacepatch.pipeline.whole import list_inputs, make_pool
@@ -117,10 +118,9 @@ def fit(
     shape = parse_block(block)
     check_numbers(sample_blocks, shape, channels, codebook, residual)
     check_installed(codebook=codebook is not None)
+    check_file(out)
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: is there already; give another --out, or --overwrite")
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out}: there is no folder {out.parent}")
     listing = list_inputs(arguments, config, root=root)
     with make_pool(config) as pool:
         sampled = take_blocks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -35,6 +36,20 @@ def check_folder(out: Path) -> None:
             f"{out}: is not empty and holds no spacepatch run ({', '.join(foreign[:3])}"
             f"{', ...' if len(foreign) > 3 else ''}); give a new or empty folder to --out"
         )
+
+
+def check_file(out: Path) -> None:
+    """Refuse a file that cannot be written, before the work that is to go into it.
+
+    Raises:
+        ConfigError: it is a folder, or there is none for it, or that may not be written.
+    """
+    if out.is_dir():
+        raise ConfigError(f"{out}: is a folder; --out takes a file here")
+    if not out.parent.is_dir():
+        raise ConfigError(f"{out}: there is no folder {out.parent}")
+    if not os.access(out.parent, os.W_OK):
+        raise ConfigError(f"{out}: may not be written in {out.parent}; give another --out")
 
 
 def our_plan(out: Path) -> dict[str, Any] | None:

@@ -32,7 +32,7 @@ def forecast(plan: Plan) -> dict[str, Any]:
 
     Returns:
         JSON-able: `sources` (a list), `totals`, `packers`, `better_pack_lengths`, `warnings`,
-        `duplicates`, `encoder` (None: pixels), `token_dtype`.
+        `duplicates`, `encoder` (None: pixels), `token_dtype`, `pixel_tubelet` (of `also pixels`).
     """
     length = plan.layout.pack_length
     tokens = plan.num_tokens
@@ -82,6 +82,7 @@ def forecast(plan: Plan) -> dict[str, Any]:
         "warnings": warnings,
         "encoder": None if plan.encoder is None else encoder_of_receipt(plan.encoder),
         "token_dtype": plan.layout.token_dtype,
+        "pixel_tubelet": plan.layout.pixel_tubelet,
     }
 
 

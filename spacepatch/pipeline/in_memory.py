@@ -9,7 +9,7 @@ import numpy as np
 
 from spacepatch.clipwriter import ClipTokens, ClipWriter
 from spacepatch.config import RunConfig
-from spacepatch.data import ClipSpec, Fit, Part, Picture, VideoInfo
+from spacepatch.data import POLICY_REASONS, ClipSpec, Fit, Part, Picture, VideoInfo
 from spacepatch.encoding import facts_of
 from spacepatch.errors import SpacepatchError
 from spacepatch.jobs import frame_of, own_memory, takers_of, writing
@@ -95,7 +95,16 @@ def tokenize_frames(
             made: dict[Fit, np.ndarray] = {}
             for writer in takers:
                 writer.add(picture, frame_of(settings, picture, writer.clip.fit, made), "")
-        return [_result(writer, writer.finish(), config) for writer in writers]
+        return [_result(writer, _finished(writer), config) for writer in writers]
+
+
+def _finished(writer: ClipWriter) -> ClipTokens:
+    """What became of a clip; a `SpacepatchError` where the encoder lost any of it."""
+    made = writer.finish()
+    for loss in made.losses:
+        if loss.stage == "encode" and loss.reason not in POLICY_REASONS:
+            raise SpacepatchError(f"{loss.reason}: {loss.message}")
+    return made
 
 
 def _describe(frames: np.ndarray, fps: Fraction) -> VideoInfo:

@@ -33,7 +33,10 @@ def check_plan(
         for key in ("identity", "constants"):
             if before[key] != after[key]:
                 changed = [name for name in after[key] if before[key].get(name) != after[key][name]]
-                differences.append(f"{', '.join(changed)} of the encoder {before['name']} changed")
+                differences.append(
+                    f"the encoder was {before['name']}, is {after['name']} with other "
+                    f"{', '.join(changed)}"
+                )
     for key, value in now.items():
         if document["settings"].get(key) != value:
             differences.append(f"{key} was {document['settings'].get(key)!r}, is {value!r}")
