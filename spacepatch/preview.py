@@ -15,6 +15,7 @@ from spacepatch.config import RunConfig
 from spacepatch.errors import ConfigError, SpacepatchError
 from spacepatch.inspection.decoded import Decoded, DecodedSegment
 from spacepatch.inspection.decoding import decode_segments
+from spacepatch.pipeline.folder import check_file
 from spacepatch.storage import PRIVATE, publish_bytes
 
 if TYPE_CHECKING:
@@ -54,10 +55,9 @@ def preview(
     """
     if out.suffix.lower() != ".png":
         raise ConfigError(f"{out}: is not the name of a PNG: let it end in .png")
+    check_file(out)
     if out.exists() and not overwrite:
         raise ConfigError(f"{out}: is there already; give another --out, or --overwrite")
-    if not out.parent.is_dir():
-        raise ConfigError(f"{out}: there is no folder {out.parent}")
     if 2 * num_segments * num_frames > MOST_FRAMES:
         raise ConfigError(
             f"{num_segments} segments of {num_frames} frames are too many for one picture, "

@@ -18,6 +18,20 @@ if TYPE_CHECKING:
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
+LONGEST = (
+    "test_crashes",
+    "test_conformance",
+    "test_corpus",
+    "test_preset_runs",
+    "test_latent_rows",
+)
+"""Files that take the longest: they begin, so that no process is left alone with one at the end."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.stem not in LONGEST)
+
+
 class SpacepatchCli(Protocol):
     """Run the command line in a process of its own; never raises on a non-zero exit code."""
 

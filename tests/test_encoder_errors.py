@@ -124,6 +124,7 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(
     for missing, spec in (
         ("diffusers", f"diffusers:{tmp_path / 'vae'}"),
         ("safetensors", codec(tmp_path)),
+        ("torch", f"tae:{tmp_path / 'vae'}"),
     ):
         # Workers start as the parent did: they run this file too.
         script = tmp_path / f"without_{missing}.py"
@@ -148,7 +149,9 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(
         (["--kind", "latents", "--patch", "1x1x1", "--crop", "60x60"], ["crop 60x60", "8x8"]),
         (["--device", "cuda:99"], ["cuda:99", "cpu"]),
         (["--posterior", "sample"], ["posterior", "mean"]),
+        (["--encoder-stride", "4x4x4"], ["4x4x4", "4x8x8", "--encoder-stride none"]),
         (["--encode-tiles"], ["encode-tiles"]),
+        (["--codes", "--latent-dtype", "float32"], ["latent_dtype", "codes"]),
         (
             ["--layout", "c p q", "--also", "pixels", "--pixel-patch", "4x16x16"],
             ["pixel_patch", "t"],
@@ -158,7 +161,10 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(
 def test_settings_that_the_encoder_does_not_have_are_told_before_anything_is_written(
     spacepatch_cli: Any, clip: Path, tmp_path: Path, flags: list[str], words: list[str]
 ) -> None:
-    options = [clip, "--out", tmp_path / "out", "--encoder", codec(tmp_path), *flags]
+    size = 16 if "--codes" in flags else None
+    flags = [flag for flag in flags if flag != "--codes"]
+    spec = codec(tmp_path, codebook=size)
+    options = [clip, "--out", tmp_path / "out", "--encoder", spec, *flags]
     line = refusal(spacepatch_cli, *options, code=2)
     assert all(word in line for word in words), line
     assert not list(tmp_path.glob("out/*"))

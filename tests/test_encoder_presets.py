@@ -14,7 +14,7 @@ from spacepatch.pipeline import tokenize
 
 
 def tokenized(sources: list[Path], out: Path, preset: str, **settings: Any) -> dict[str, Any]:
-    config = load_config({"workers": 2} | settings, preset=preset)
+    config = load_config({"workers": 1} | settings, preset=preset)
     tokenize(list(map(str, sources)), out=out, config=config)
     return json.loads((out / "dataset.json").read_text())
 

@@ -75,6 +75,7 @@ OTHER = {
     "kind": "codes",
     "encoder": "linear:vq",
     "posterior": "sample",
+    "encoder_stride": "4x8x8",
     "encoder_dtype": "bfloat16",
     "encode_batch": 3,
     "encode_tiles": True,

@@ -146,7 +146,7 @@ def test_a_shard_alone_and_an_unfinished_run_say_what_they_can(
                 "latents 1x2x2, 20 x float16 a token",
                 "linear:4x8x8-None.safetensors, frames 4k, stride 4x8x8, 5 channels, float32",
                 "measured  mean -",
-                "loaded    raw latents (no constants of their model)\n",
+                "loaded    raw latents (scaling_factor 1)\n",
             ),
         ),
         (
@@ -162,7 +162,7 @@ def test_a_shard_alone_and_an_unfinished_run_say_what_they_can(
             (
                 "24 x bfloat16 a token",
                 "pixels    1x16x16, ",
-                "loaded    raw latents (no constants of their model), pixels normalize unit",
+                "loaded    raw latents (scaling_factor 1), pixels normalize unit",
             ),
         ),
     ],

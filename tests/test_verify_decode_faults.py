@@ -36,7 +36,7 @@ from spacepatch.config import load_config
 from spacepatch.errors import ConfigError, EncodeError
 from spacepatch.inspection.decoded import Decoded
 from spacepatch.inspection.decoding import decode_segments
-from spacepatch.inspection.source_roots import SourceRoots, parse_roots
+from spacepatch.inspection.source_roots import ANY, SourceRoots, parse_roots
 from spacepatch.pipeline import read_plan
 from spacepatch.shards import SEGMENTS
 
@@ -195,10 +195,12 @@ def test_a_root_that_is_not_said_or_not_there_is_wrong_usage(pixels: Path, tmp_p
 
 
 def test_roots_are_numbered(tmp_path: Path) -> None:
-    assert parse_roots(["a=b"]) == {0: "a=b"}
-    assert parse_roots(["1=a", "b", "12=c=d"]) == {1: "a", 0: "b", 12: "c=d"}
-    with pytest.raises(ConfigError, match=r"lies in a already.*1=b"):
+    assert parse_roots(["a=b"]) == {ANY: "a=b"}
+    assert parse_roots(["1=a", "b", "12=c=d"]) == {1: "a", ANY: "b", 12: "c=d"}
+    with pytest.raises(ConfigError, match=r"lie in a already.*1=b"):
         parse_roots(["a", "b"])
+    with pytest.raises(ConfigError, match=r"lie in a already.*4=b"):
+        parse_roots(["3=a", "3=b"])
 
 
 def test_whatever_the_source_argument_was_it_is_a_root_and_so_is_its_folder(

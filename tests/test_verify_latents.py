@@ -52,7 +52,6 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "patch": "2x1x1",
         "drop": "random:uniform:0.3..0.7",
         "latent_dtype": "float32",
-        "halo": 1,
         "multiple": 2,
         "clip_seconds": "1.2",
     },

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import sys
@@ -60,6 +61,14 @@ def options(
     """Options before the command."""
 
 
+HINTS = {
+    errno.ENOSPC: "; the run resumes when there is room",
+    errno.EACCES: "; give another --out, or leave to write there",
+    errno.EROFS: "; give another --out, this one cannot be written",
+}
+"""What to do about errors of the system."""
+
+
 def main() -> None:
     """Run the command line; every error of the world is one line and an exit code."""
     debug = "--debug" in sys.argv[1:2]
@@ -74,7 +83,7 @@ def main() -> None:
         _fail(str(error), 2 if isinstance(error, ConfigError) else 1, debug)
     except OSError as error:
         what = f"{error.filename}: " if error.filename else ""
-        hint = "; the run resumes when there is room" if error.errno == 28 else ""
+        hint = HINTS.get(error.errno or 0, "")
         _fail(f"{what}{error.strerror or error}{hint}", 1, debug)
 
 

@@ -26,7 +26,9 @@ SOURCES_SHOWN = 40
 class RunProgress:
     """A live line on a terminal's stderr; nothing but warnings where there is none."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, resumes: bool = True) -> None:
+        """`resumes`: an interrupted run goes on where it stopped."""
+        self._resumes = resumes
         self._live: Any = None
         self._task: Any = None
         self._tokens = self._planned = self._passed = self._lost = self._packs = 0
@@ -64,9 +66,9 @@ class RunProgress:
         if self._live is not None:
             self._live.stop()
         if kind is not None and issubclass(kind, KeyboardInterrupt):
+            goes_on = "finished shards are kept; the same command goes on from here"
             typer.echo(
-                "interrupted: finished shards are kept; the same command goes on from here",
-                err=True,
+                f"interrupted: {goes_on if self._resumes else 'nothing was written'}", err=True
             )
 
     def watch(self) -> Watch:
@@ -229,6 +231,11 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
             f"{'x'.join(map(str, encoder['stride']))}, {encoder['channels']} channels"
             + (f", codebook of {size:,}" if size else "")
             + f", {figures['token_dtype']}"
+            + (
+                f"; beside them pixels {'x'.join(map(str, figures['pixel_tubelet']))}"
+                if figures["pixel_tubelet"]
+                else ""
+            )
         )
     typer.echo(
         f"{most}{totals['packs']:,} packs of {totals['pack_length']:,} (lower bound "

@@ -21,6 +21,9 @@ PACKAGES = (
     "pillow",
     "decord",
     "torchcodec",
+    "safetensors",
+    "diffusers",
+    "scikit-learn",
 )
 
 

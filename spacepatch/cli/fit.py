@@ -74,7 +74,7 @@ def _command(
     from spacepatch.cli.saying import say
     from spacepatch.pipeline.fitting import fit
 
-    with display.RunProgress() as progress:
+    with display.RunProgress(resumes=False) as progress:
         summary = fit(
             sources,
             out=out,

@@ -35,7 +35,7 @@ def command(
     if show_config:
         display.show_config(config)
         return
-    with display.RunProgress() as progress:
+    with display.RunProgress(resumes=False) as progress:
         plan = make_plan(
             sources,
             config=config,

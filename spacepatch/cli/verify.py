@@ -64,6 +64,8 @@ def command(
         except ShardError as error:
             stopped = error
     problems = verify(path)
+    # What a shard lacks is mended by making it again; a source that is elsewhere is not.
+    can_mend = any("not finished" not in problem.what for problem in problems)
     if decoded is not None:
         problems = [*problems, *decoded.problems]
     if stopped is not None:
@@ -81,10 +83,11 @@ def command(
         for problem in problems:
             say(f"{problem.where}: {problem.what}")
         typer.echo(f"{path}: {len(problems)} problems" if problems else f"{path}: verified, clean")
-    if problems:
+    if can_mend:
         typer.echo(
             "to mend: delete the files named, and run the same spacepatch tokenize again", err=True
         )
+    if problems:
         raise typer.Exit(1)
 
 

@@ -26,6 +26,12 @@ class EncodeFields(BaseModel):
         "token",
         "What is cut into tokens: pixels, latents or codes. Default: what the encoder makes.",
     )
+    encoder_stride: str | None = setting(
+        None,
+        "run",
+        "Refuse an encoder of another stride (frames x height x width of pixels a latent). Presets "
+        "set it; none takes it back.",
+    )
     posterior: str = setting(
         "mean",
         "token",
@@ -62,7 +68,12 @@ class EncodeFields(BaseModel):
         "Tubelet of these pixel tokens in pixels, such as 1x16x16. Default: what another token "
         "covers (of one frame, where the encoder's first latent covers one).",
     )
-    device: str = setting("cpu", "run", "Where the encoder computes: cpu, cuda or cuda:1.")
+    device: str = setting(
+        "cpu",
+        "run",
+        "Where the encoder computes: cpu, cuda or cuda:1. Its type, not its number, is a part of "
+        "what the encoder is.",
+    )
     allow_download: bool = setting(
         False, "run", "Let diffusers:OWNER/MODEL ask a hub for weights; else only folders are read."
     )
@@ -76,7 +87,7 @@ class EncodeFields(BaseModel):
         None, "run", "sha256 of the weight files, with commas; others are refused."
     )
 
-    @field_validator("pixel_patch")
+    @field_validator("pixel_patch", "encoder_stride")
     @classmethod
     def _pixel_tubelet(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(r"[1-9]\d{0,3}(x[1-9]\d{0,3}){2}", value):
@@ -107,11 +118,13 @@ class EncodeFields(BaseModel):
             return
         if self.kind not in (None, "pixels"):
             raise ValueError(
-                f"kind {self.kind} needs --encoder: the model whose {self.kind} to cut"
+                f"kind {self.kind} needs --encoder KIND:WHERE: the model whose {self.kind} to cut"
+                + (f", of stride {self.encoder_stride}" if self.encoder_stride else "")
+                + " (docs/encoders.md)"
             )
         for key, field in EncodeFields.model_fields.items():
             value: Any = getattr(self, key)
-            if key not in ("encoder", "kind") and value != field.default:
+            if key not in ("encoder", "kind", "encoder_stride") and value != field.default:
                 raise ValueError(f"{key} {value} is for an encoder: give --encoder too")
 
     @property

@@ -57,8 +57,8 @@ CONTRADICTIONS: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
 """Settings of a lower layer that give way to what a higher one says instead: (value, layer)."""
 
 CAN_BE_NONE = (
-    "drop mask crop buckets random_crop encoder also encode_batch pixel_patch expect_sha256 split "
-    "sample"
+    "drop mask crop buckets random_crop encoder encoder_stride also encode_batch pixel_patch "
+    "expect_sha256 split sample"
 ).split()
 """Settings that `none` switches off again."""
 
@@ -206,6 +206,8 @@ class RunConfig(
             raise ValueError("tail pad: an encoder sees no zeros; repeat or drop with an encoder")
         if (self.drop or "").startswith("static"):
             raise ValueError("drop static looks at pixels; random or tokens with an encoder")
+        if self.halo:
+            raise ValueError("halo: beyond the frame there is no latent and no code: leave it out")
         if self.also is not None and self.cut_to_fit:
             raise ValueError("cut_to_fit cuts one kind of tokens; leave it or also pixels out")
 
