@@ -73,11 +73,23 @@ def test_inputs_may_lie_elsewhere(sample_clips: Path, untroubled: Path, tmp_path
     assert digests(tmp_path / "out") == digests(untroubled)
 
 
+FEW = ("square_320x320.mp4", "odd_size_321x179_vp9.webm", "broken_on_purpose.mp4")
+SMALL_SHARDS = ["--pack-length", "192", "--shard-size", "800kB", "--workers", "1"]
+"""Of `FEW` three shards: as many kinds of steps as of more videos, in less time a run."""
+
+
 def test_killed_before_any_durable_step_it_resumes_to_the_same_bytes(
-    sample_clips: Path, untroubled: Path, tmp_path: Path
+    sample_clips: Path, tmp_path: Path
 ) -> None:
+    clips, untroubled = tmp_path / "clips", tmp_path / "untroubled"
+    clips.mkdir()
+    for name in FEW:
+        shutil.copy(sample_clips / name, clips)
+    assert spacepatch(*command(clips, untroubled, *SMALL_SHARDS)).returncode == DONE_WITH_LOSSES
+
     def run(step: int, out: Path) -> subprocess.CompletedProcess[str]:
-        arguments = [str(HERE / "killed_at_step.py"), str(step), *command(sample_clips, out)]
+        more = command(clips, out, *SMALL_SHARDS)
+        arguments = [str(HERE / "killed_at_step.py"), str(step), *more]
         return subprocess.run(
             [sys.executable, *arguments], capture_output=True, text=True, timeout=120
         )
@@ -88,17 +100,18 @@ def test_killed_before_any_durable_step_it_resumes_to_the_same_bytes(
     num_steps = int(match[1])
     # plan.parquet, plan.json, four files a shard, three tables, dataset.json: three steps each.
     num_shards = len(list(untroubled.glob("*.tar")))
+    assert num_shards >= 3
     assert num_steps >= 3 * (2 + 4 * num_shards + 4)
     out = tmp_path / "out"
     for step in range(1, num_steps + 1):
         shutil.rmtree(out, ignore_errors=True)
         assert run(step, out).returncode == -signal.SIGKILL, step
         assert_nothing_half_visible(out)
-        assert_resumes(sample_clips, out, untroubled)
+        assert_resumes(clips, out, untroubled, *SMALL_SHARDS)
 
 
-def assert_resumes(clips: Path, out: Path, untroubled: Path) -> None:
-    done = spacepatch(*command(clips, out))
+def assert_resumes(clips: Path, out: Path, untroubled: Path, *more: str) -> None:
+    done = spacepatch(*command(clips, out, *more))
     assert done.returncode == DONE_WITH_LOSSES, done.stderr
     assert digests(out) == digests(untroubled)
     assert not list((out / ".spacepatch").glob("*.tmp-*"))

@@ -242,7 +242,7 @@ def test_settings_that_it_does_not_have_are_refused(tiny, settings, message) -> 
     ("spec", "message"),
     [
         ("tea:x", "no kind of encoder 'tea', there are .*; did you mean tae"),
-        ("tae", "--encoder tae: does not say where it is, as in tae:FOLDER"),
+        ("tae", "--encoder tae: does not say where it is, as in tae:PATH"),
         ("tae:", "--encoder tae:: does not say where"),
         ("tae:/no/such/place", "--encoder tae:/no/such/place: no such folder or file"),
     ],

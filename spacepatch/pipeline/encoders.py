@@ -88,7 +88,8 @@ def settle(config: RunConfig, facts: EncoderFacts) -> RunConfig:
             f"encoder_stride {config.encoder_stride}: {facts.name} has a stride of {stride}: give "
             "another --encoder, or --encoder-stride none for other grids than the preset's"
         )
-    if facts.kind == "codes" and "latent_dtype" in config.model_fields_set:
+    default = RunConfig.model_fields["latent_dtype"].default
+    if facts.kind == "codes" and config.latent_dtype != default:
         raise ConfigError(
             f"latent_dtype: {facts.name} makes codes, which are stored in the smallest type that "
             "holds them: leave it out"
