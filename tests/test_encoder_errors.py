@@ -149,7 +149,6 @@ def test_a_package_that_is_missing_is_named_with_how_to_install_it(
         (["--kind", "latents", "--patch", "1x1x1", "--crop", "60x60"], ["crop 60x60", "8x8"]),
         (["--device", "cuda:99"], ["cuda:99", "cpu"]),
         (["--posterior", "sample"], ["posterior", "mean"]),
-        (["--encoder-stride", "4x4x4"], ["4x4x4", "4x8x8", "--encoder-stride none"]),
         (["--encode-tiles"], ["encode-tiles"]),
         (["--codes", "--latent-dtype", "float32"], ["latent_dtype", "codes"]),
         (
@@ -178,3 +177,14 @@ def test_cutting_to_fit_is_not_for_latents_that_begin_with_a_single_frame(
     save_tiny("AutoencoderKLWan", tmp_path / "wan")
     options = [clip, "--out", tmp_path / "out", "--encoder", f"diffusers:{tmp_path / 'wan'}"]
     assert "cut_to_fit" in refusal(spacepatch_cli, *options, "--cut-to-fit", code=2)
+
+
+def test_an_encoder_of_another_stride_than_the_presets_is_told_and_used(
+    spacepatch_cli: Any, clip: Path, tmp_path: Path
+) -> None:
+    options = [clip, "--encoder", codec(tmp_path, codebook=16), "--preset", "videogpt"]
+    for command in (["plan"], ["tokenize", "--out", tmp_path / "out"]):
+        done = spacepatch_cli(*command, *options)
+        assert done.returncode == 0, done.stderr
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("note: ") and "4x8x8" in line and "4x4x4" in line

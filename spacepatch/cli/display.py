@@ -75,6 +75,7 @@ class RunProgress:
         return Watch(
             on_probed=self._on_probed,
             on_start=self._on_start,
+            on_note=lambda note: say(f"note: {note}", err=True),
             on_job=self._on_job,
             on_task=self._on_task,
         )

@@ -29,8 +29,8 @@ class EncodeFields(BaseModel):
     encoder_stride: str | None = setting(
         None,
         "run",
-        "Refuse an encoder of another stride (frames x height x width of pixels a latent). Presets "
-        "set it; none takes it back.",
+        "Stride that the settings were made for (frames x height x width of pixels a latent): a "
+        "note tells of an encoder of another. Presets set it.",
     )
     posterior: str = setting(
         "mean",

@@ -82,12 +82,6 @@ def settle(config: RunConfig, facts: EncoderFacts) -> RunConfig:
             f"kind: {facts.name} makes {facts.kind}, not {config.kind}: give another --encoder, or "
             f"--kind {facts.kind}"
         )
-    stride = "x".join(map(str, facts.stride))
-    if config.encoder_stride not in (None, stride):
-        raise ConfigError(
-            f"encoder_stride {config.encoder_stride}: {facts.name} has a stride of {stride}: give "
-            "another --encoder, or --encoder-stride none for other grids than the preset's"
-        )
     default = RunConfig.model_fields["latent_dtype"].default
     if facts.kind == "codes" and config.latent_dtype != default:
         raise ConfigError(
@@ -116,6 +110,19 @@ def settle(config: RunConfig, facts: EncoderFacts) -> RunConfig:
                 f"of {facts.name} covers: give a crop that is, or another patch"
             )
     return settled
+
+
+def stride_note(config: RunConfig, facts: EncoderFacts | None) -> str:
+    """What to tell a user whose encoder has another stride than the settings were made for."""
+    if facts is None or config.encoder_stride is None:
+        return ""
+    stride = "x".join(map(str, facts.stride))
+    if stride == config.encoder_stride:
+        return ""
+    return (
+        f"{facts.name} has a stride of {stride}, the preset's model {config.encoder_stride}: grids "
+        "and lengths are not those of the preset"
+    )
 
 
 def lattice_of(facts: EncoderFacts | None) -> Lattice:

@@ -13,7 +13,7 @@ from spacepatch.config import RunConfig, parse_bytes
 from spacepatch.data import POLICY_REASONS, Loss, Task, TaskReport
 from spacepatch.errors import ConfigError, LossLimitError, ShardError
 from spacepatch.limits import available_cores
-from spacepatch.pipeline.encoders import Encoded, resolve_encoder
+from spacepatch.pipeline.encoders import Encoded, resolve_encoder, stride_note
 from spacepatch.pipeline.finishing import (
     RunSummary,
     finish_run,
@@ -42,6 +42,8 @@ class Watch:
     """(done, total) sources."""
     on_start: Callable[[Plan, Sequence[Task]], None] = lambda plan, pending: None
     """The plan, and its tasks that are still to be done."""
+    on_note: Callable[[str], None] = lambda note: None
+    """Something that the user should know, and that stops nothing."""
     on_job: Callable[[JobReport], None] = lambda report: None
     on_task: Callable[[TaskReport], None] = lambda report: None
 
@@ -120,7 +122,7 @@ def tokenize(
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(config))
         # First, so that a wrong one leaves no folder behind.
-        encoded = resolve_encoder(config, pool)
+        encoded = _resolve(config, pool, watch)
         stack.enter_context(lock(out))
         sweep_temporary(out)
         if overwrite:
@@ -156,16 +158,23 @@ def make_plan(
     listing = list_inputs(arguments, config, root=root)
     if out is None:
         with make_pool(config) as pool:
-            return _plan(resolve_encoder(config, pool), listing, pool, watch)
+            return _plan(_resolve(config, pool, watch), listing, pool, watch)
     check_folder(out)
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(config))
-        encoded = resolve_encoder(config, pool)
+        encoded = _resolve(config, pool, watch)
         stack.enter_context(lock(out))
         sweep_temporary(out)
         if overwrite:
             clear_folder(out)
         return _plan_or_resume(out, encoded, listing, pool, watch)
+
+
+def _resolve(config: RunConfig, pool: WorkerPool, watch: Watch) -> Encoded:
+    encoded = resolve_encoder(config, pool)
+    if note := stride_note(config, encoded.facts):
+        watch.on_note(note)
+    return encoded
 
 
 def _plan(encoded: Encoded, listing: Listing, pool: WorkerPool, watch: Watch) -> Plan:
