@@ -98,12 +98,6 @@ def facts_of(settings: EncoderSettings) -> EncoderFacts:
     )
 
 
-def forget_encoder() -> None:
-    """Let go of the encoder of this process, and of its memory."""
-    global _loaded
-    _loaded = None
-
-
 class ClipEncoder:
     """Encodes clips in the order that they come in: on the CPU at once, on an accelerator in a
     thread, so that it is fed while the next clip is being decoded."""

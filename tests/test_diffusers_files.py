@@ -85,7 +85,7 @@ def test_a_hub_that_does_not_answer_is_one_line() -> None:
         "except ConfigError as error:\n"
         "    print(error)\n"
     )
-    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": os.devnull}
+    nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": os.devnull, "NO_PROXY": "127.0.0.1"}
     done = subprocess.run(
         [sys.executable, "-c", script],
         env={**os.environ, **nowhere},
