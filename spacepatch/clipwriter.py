@@ -11,7 +11,7 @@ import numpy as np
 
 from spacepatch.data import ClipSpec, EncoderFacts, Picture
 from spacepatch.decode.opening import MAX_PIXELS
-from spacepatch.encoding import EncoderSettings
+from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.rowdrops import dropper_of
 from spacepatch.token_dtypes import storage_of
 from spacepatch.tubelets import cell_order, token_width, write_frame

@@ -6,18 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
 from threading import Event, Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
 from spacepatch.data import EncoderFacts
 from spacepatch.errors import EncodeError, SourceError
+from spacepatch.latents.encoders import EncoderSettings, LatentEncoder, load_asked
 from spacepatch.workers import beat
-
-if TYPE_CHECKING:
-    from spacepatch.latents.encoders import LatentEncoder
 
 T = TypeVar("T")
 
@@ -26,23 +23,6 @@ MOST_SECONDS = 3600
 """For one clip, after which a model is taken to hang."""
 CLIPS_WAITING = 2
 """Clips that lie decoded before an accelerator: it never waits, and memory stays bounded."""
-
-
-@dataclass(frozen=True, slots=True)
-class EncoderSettings:
-    """Where an encoder is and how it is to compute: the keywords of `load_encoder`."""
-
-    spec: str
-    """``KIND:WHERE``; never written to disk."""
-    device: str = "cpu"
-    dtype: str = "float32"
-    batch: int | None = None
-    posterior: str = "mean"
-    tiles: bool = False
-    allow_download: bool = False
-    trust: bool = False
-    allow_pickle: bool = False
-    expect_sha256: tuple[str, ...] = ()
 
 
 _loaded: tuple[EncoderSettings, LatentEncoder] | None = None
@@ -57,13 +37,10 @@ def encoder_of(settings: EncoderSettings) -> LatentEncoder:
     """
     global _loaded
     if _loaded is None or _loaded[0] != settings:
-        from spacepatch.latents.encoders import load_encoder
-
         _loaded = None  # the one before is let go of first
-        options = asdict(settings)
         try:
             with beating():
-                _loaded = settings, load_encoder(options.pop("spec"), **options)
+                _loaded = settings, load_asked(settings)
         except RuntimeError as error:
             from spacepatch.latents.exactness import is_of_memory
 

@@ -54,9 +54,9 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Path, Any
 
 @pytest.fixture(scope="module")
 def load(saved: dict[str, tuple[Path, Any]]) -> Load:
-    from spacepatch.latents.diffusion import load_diffusers
+    from spacepatch.latents import load_encoder
 
-    return lambda name, **options: load_diffusers(str(saved[name][0]), **options)
+    return lambda name, **options: load_encoder(f"diffusers:{saved[name][0]}", **options)
 
 
 @pytest.fixture
@@ -150,10 +150,10 @@ def test_rule_stride_and_channels_are_those_of_the_config(load: Load, name: str)
 def test_variants_of_a_class_encode_and_decode_by_their_config(
     tmp_path: Path, name: str, changes: dict[str, Any], stride: tuple[int, int, int]
 ) -> None:
-    from spacepatch.latents.diffusion import load_diffusers
+    from spacepatch.latents import load_encoder
 
     save_tiny(name, tmp_path, **changes)
-    encoder = load_diffusers(str(tmp_path))
+    encoder = load_encoder(f"diffusers:{tmp_path}")
     assert encoder.stride == stride
     frames = noise(encoder, 17)
     latents = encoder.encode(frames)

@@ -29,9 +29,9 @@ def folder(tmp_path: Path) -> Path:
 
 
 def load(folder: Path | str, **options: Any) -> Any:
-    from spacepatch.latents.diffusion import load_diffusers
+    from spacepatch.latents import load_encoder
 
-    return load_diffusers(str(folder), **options)
+    return load_encoder(f"diffusers:{folder}", **options)
 
 
 def rewrite(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
@@ -79,9 +79,9 @@ def test_the_id_of_a_hub_is_not_downloaded_unasked() -> None:
 def test_a_hub_that_does_not_answer_is_one_line() -> None:
     script = (
         "from spacepatch.errors import ConfigError\n"
-        "from spacepatch.latents.diffusion import load_diffusers\n"
+        "from spacepatch.latents import load_encoder\n"
         "try:\n"
-        "    load_diffusers('owner/model', allow_download=True)\n"
+        "    load_encoder('diffusers:owner/model', allow_download=True)\n"
         "except ConfigError as error:\n"
         "    print(error)\n"
     )

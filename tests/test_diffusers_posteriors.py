@@ -24,9 +24,9 @@ def wan(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Any]:
 
 
 def load(folder: Path, **options: Any) -> Any:
-    from spacepatch.latents.diffusion import load_diffusers
+    from spacepatch.latents import load_encoder
 
-    return load_diffusers(str(folder), **options)
+    return load_encoder(f"diffusers:{folder}", **options)
 
 
 def test_a_mean_is_the_default_and_logvar_follows_it(wan: tuple[Path, Any]) -> None:

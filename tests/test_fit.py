@@ -21,8 +21,9 @@ from small_runs import run
 
 from spacepatch.config import load_config
 from spacepatch.errors import ConfigError, MissingDependencyError
+from spacepatch.latents import load_encoder
 from spacepatch.latents.fitting import Moments, fit_codec, principal_axes
-from spacepatch.latents.linear import codec_bytes, load_linear
+from spacepatch.latents.linear import codec_bytes
 from spacepatch.pipeline.fitting import SampledBlocks, fit, take_blocks
 from spacepatch.pipeline.whole import list_inputs, make_pool
 
@@ -255,7 +256,7 @@ def test_fit_writes_a_codec_and_tells_how_good_it_is(
     assert re.search(r"^ +16 +\d+\.\d+% +\d+\.\d+  <- chosen$", done.stdout, re.M), done.stdout
     assert re.search(r"^ +1 +\d+\.\d+ +64 ", done.stdout, re.M), done.stdout
     assert [path.name for path in tmp_path.iterdir()] == ["codec.safetensors"]
-    encoder = load_linear(str(out))
+    encoder = load_encoder(f"linear:{out}")
     assert (encoder.kind, encoder.codebook_size, encoder.stride) == ("codes", 64, (4, 8, 8))
 
 
@@ -292,7 +293,7 @@ def test_a_codec_of_odd_blocks_fits_odd_pictures(
     )
     assert done.returncode == 0, done.stderr
     frames = video(6, 14, 15)
-    encoder = load_linear(str(out))
+    encoder = load_encoder(f"linear:{out}")
     assert np.array_equal(encoder.decode(encoder.encode(frames)), frames)
 
 
@@ -358,7 +359,7 @@ def test_a_codec_is_written_over_only_if_asked(
     assert (done.returncode, out.read_bytes()) == (2, b"mine")
     assert "--overwrite" in done.stderr
     assert spacepatch_cli(*command, "--overwrite").returncode == 0
-    assert load_linear(str(out)).channels == 16
+    assert load_encoder(f"linear:{out}").channels == 16
 
 
 def test_sources_without_one_block_are_said_so(

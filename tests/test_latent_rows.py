@@ -273,8 +273,9 @@ def test_pixels_stay_beside_the_one_token_that_is_kept_of_a_clip_cut_short(
 ) -> None:
     from spacepatch.clipwriter import TokenSettings
     from spacepatch.data import Picture
-    from spacepatch.encoding import EncoderSettings, facts_of
+    from spacepatch.encoding import facts_of
     from spacepatch.jobs import own_memory, writing
+    from spacepatch.latents.encoders import EncoderSettings
 
     encoder = EncoderSettings(codec(tmp_path, (2, 8, 8)))
     config = load_config(

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from safetensors.numpy import load_file, save
 
 from spacepatch.errors import ConfigError, EncodeError, MissingDependencyError, SpacepatchError
+from spacepatch.latents import load_encoder
 from spacepatch.latents.encoders import CONSTANTS, MAX_LATENT, LatentEncoder
 from spacepatch.latents.fitting import fit_codec
 from spacepatch.latents.linear import (
@@ -27,7 +28,6 @@ from spacepatch.latents.linear import (
     codec_of,
     cut_blocks,
     join_blocks,
-    load_linear,
     nearest_codes,
 )
 
@@ -48,7 +48,7 @@ def coded(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def failure(kind: type[SpacepatchError], path: Path, **options: Any) -> str:
     with pytest.raises(kind) as error:
-        load_linear(str(path), **options)
+        load_encoder(f"linear:{path}", **options)
     assert "\n" not in str(error.value)
     return str(error.value)
 
@@ -78,7 +78,7 @@ def test_blocks_join_to_the_frames_they_were_cut_from(block: tuple[int, int, int
 
 
 def test_an_encoder_says_what_it_takes_and_gives(path: Path) -> None:
-    encoder: LatentEncoder = load_linear(str(path))
+    encoder: LatentEncoder = load_encoder(f"linear:{path}")
     assert encoder.name == "linear:codec.safetensors"
     assert (encoder.kind, encoder.channels, encoder.codebook_size) == ("latents", 12, None)
     assert (str(encoder.rule), encoder.stride, encoder.multiple) == ("2k", (2, 3, 5), (3, 5))
@@ -93,7 +93,7 @@ def test_latents_are_the_scaled_products_of_blocks_and_basis(path: Path) -> None
     tensors = {name: value.astype(np.float64) for name, value in load_file(path).items()}
     centred = rearrange(CLIP, "(t k) (h p) (w q) c -> t h w (k p q c)", k=2, p=3, q=5)
     expected = (centred - tensors["mean"]) @ tensors["basis"] / tensors["scale"]
-    assert np.allclose(load_linear(str(path)).encode(CLIP), expected, atol=1e-6)
+    assert np.allclose(load_encoder(f"linear:{path}").encode(CLIP), expected, atol=1e-6)
 
 
 def test_no_bit_of_a_coefficient_is_rounded() -> None:
@@ -106,7 +106,7 @@ def test_no_bit_of_a_coefficient_is_rounded() -> None:
 
 
 def test_a_latent_knows_nothing_of_other_blocks(path: Path) -> None:
-    encoder = load_linear(str(path))
+    encoder = load_encoder(f"linear:{path}")
     together = encoder.encode(CLIP)
     for t, h, w in np.ndindex(together.shape[:3]):
         alone = CLIP[2 * t : 2 * t + 2, 3 * h : 3 * h + 3, 5 * w : 5 * w + 5]
@@ -114,18 +114,18 @@ def test_a_latent_knows_nothing_of_other_blocks(path: Path) -> None:
 
 
 def test_frames_of_any_strides_encode_alike(path: Path) -> None:
-    encoder = load_linear(str(path))
+    encoder = load_encoder(f"linear:{path}")
     turned = np.asfortranarray(CLIP)
     assert np.array_equal(encoder.encode(turned), encoder.encode(CLIP))
 
 
 def test_all_channels_give_back_every_pixel(tmp_path: Path) -> None:
-    encoder = load_linear(str(written(tmp_path, channels=DEPTH)))
+    encoder = load_encoder(f"linear:{written(tmp_path, channels=DEPTH)}")
     assert np.array_equal(encoder.decode(encoder.encode(CLIP)), CLIP)
 
 
 def test_pixels_that_a_decode_would_put_out_of_range_are_cut(path: Path) -> None:
-    encoder = load_linear(str(path))
+    encoder = load_encoder(f"linear:{path}")
     bright = encoder.encode(np.full((2, 3, 5, 3), 255, np.uint8))
     assert (encoder.decode(bright * 3) >= encoder.decode(bright)).all()
     assert encoder.decode(bright * 3).max() == 255
@@ -156,7 +156,7 @@ def test_no_block_at_all_gives_a_latent_beyond_the_limit() -> None:
 
 
 def test_an_encoder_with_a_codebook_gives_codes(coded: Path) -> None:
-    encoder = load_linear(str(coded))
+    encoder = load_encoder(f"linear:{coded}")
     codes = encoder.encode(CLIP)
     assert (encoder.kind, encoder.channels, encoder.codebook_size) == ("codes", 2, 40)
     assert codes.shape == (3, 7, 7, 2)
@@ -174,7 +174,7 @@ def test_codes_are_the_nearest_of_all(coded: Path) -> None:
         distances = ((left[:, None] - books[None]) ** 2).sum(axis=2)
         expected.append([min(range(40), key=row.__getitem__) for row in distances])
         left = left - books[expected[-1]]
-    found = load_linear(str(coded)).encode(CLIP).reshape(-1, 2)
+    found = load_encoder(f"linear:{coded}").encode(CLIP).reshape(-1, 2)
     assert np.array_equal(found, np.array(expected).T)
 
 
@@ -186,18 +186,18 @@ def test_of_codes_as_near_the_first_is_taken() -> None:
 
 def test_decoded_codes_are_the_sum_of_their_stages(coded: Path) -> None:
     tensors = {name: value.astype(np.float64) for name, value in load_file(coded).items()}
-    codes = load_linear(str(coded)).encode(CLIP)
+    codes = load_encoder(f"linear:{coded}").encode(CLIP)
     books = tensors["codebooks"]
     latents = books[0][codes[..., 0]] + books[1][codes[..., 1]]
     values = np.clip(np.rint(latents @ tensors["basis"].T + tensors["mean"]), 0, 255)
     pattern = "t h w (k p q c) -> (t k) (h p) (w q) c"
     expected = rearrange(values, pattern, k=2, p=3, q=5, c=3)
-    assert np.array_equal(load_linear(str(coded)).decode(codes), expected)
+    assert np.array_equal(load_encoder(f"linear:{coded}").decode(codes), expected)
 
 
 def test_a_decoded_code_encodes_to_itself(tmp_path: Path) -> None:
     pytest.importorskip("sklearn")
-    encoder = load_linear(str(written(tmp_path, codebook=8)))
+    encoder = load_encoder(f"linear:{written(tmp_path, codebook=8)}")
     codes = np.arange(8).reshape(1, 2, 4, 1)
     decoded = encoder.decode(codes)
     assert decoded is not None
@@ -207,7 +207,7 @@ def test_a_decoded_code_encodes_to_itself(tmp_path: Path) -> None:
 def test_codes_beyond_the_codebook_are_refused(coded: Path) -> None:
     for codes in (np.full((1, 1, 1, 2), 40), np.full((1, 1, 1, 2), -1)):
         with pytest.raises(EncodeError, match=r"must be 0 \.\. 39"):
-            load_linear(str(coded)).decode(codes)
+            load_encoder(f"linear:{coded}").decode(codes)
 
 
 # --- what it does not take ---------------------------------------------------------------------
@@ -218,13 +218,13 @@ def test_codes_beyond_the_codebook_are_refused(coded: Path) -> None:
 )
 def test_frames_that_are_no_whole_blocks_are_refused(path: Path, shape: tuple[int, ...]) -> None:
     with pytest.raises(EncodeError) as error:
-        load_linear(str(path)).encode(np.zeros(shape, np.uint8))
+        load_encoder(f"linear:{path}").encode(np.zeros(shape, np.uint8))
     assert "\n" not in str(error.value)
 
 
 def test_latents_of_other_channels_are_refused(path: Path) -> None:
     with pytest.raises(EncodeError, match="12"):
-        load_linear(str(path)).decode(np.zeros((1, 2, 2, 16), np.float32))
+        load_encoder(f"linear:{path}").decode(np.zeros((1, 2, 2, 16), np.float32))
 
 
 @pytest.mark.parametrize(
@@ -297,13 +297,13 @@ def test_encoding_needs_neither_torch_nor_scikit_learn(coded: Path) -> None:
 
 
 def test_another_file_is_another_encoder(path: Path, coded: Path) -> None:
-    one, same, other = (load_linear(str(file)) for file in (path, path, coded))
+    one, same, other = (load_encoder(f"linear:{file}") for file in (path, path, coded))
     assert one.identity() == same.identity()
     assert one.identity() != other.identity()
     assert json.loads(json.dumps(one.identity())) == one.identity()
     (sha256,) = one.weights.values()
     assert failure(EncodeError, coded, expect_sha256=[sha256])
-    assert load_linear(str(path), expect_sha256=[sha256]).weights == one.weights
+    assert load_encoder(f"linear:{path}", expect_sha256=[sha256]).weights == one.weights
 
 
 def test_a_damaged_file_is_refused(path: Path) -> None:

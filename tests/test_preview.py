@@ -20,7 +20,7 @@ from stored_segments import pictures_of, scaled_frames, segments_of
 from spacepatch.config import load_config
 from spacepatch.errors import ConfigError, SpacepatchError
 from spacepatch.inspection.decoded import Decoded
-from spacepatch.latents.linear import load_linear
+from spacepatch.latents import load_encoder
 from spacepatch.preview import preview
 
 
@@ -104,7 +104,7 @@ def test_latents_are_shown_decoded_below_the_true_frames(clips: Path, tmp_path: 
         num_frames=1,
     )
     picture = read(out)
-    encoder = load_linear(str(codec))
+    encoder = load_encoder(f"linear:{codec}")
     for segment in found.segments:
         row = segments_of(tmp_path / "out")[segment.source, segment.clip, segment.view].row
         middle = len(row["frame_pts"]) // 2

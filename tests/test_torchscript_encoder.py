@@ -86,9 +86,9 @@ def write_toml(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def load(where: Path, *, trust: bool = True, **options: Any) -> Any:
-    from spacepatch.latents.scripted import load_torchscript
+    from spacepatch.latents import load_encoder
 
-    return load_torchscript(str(where), trust=trust, **options)
+    return load_encoder(f"torchscript:{where}", trust=trust, **options)
 
 
 def block_means(frames: np.ndarray) -> np.ndarray:

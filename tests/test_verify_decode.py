@@ -33,7 +33,7 @@ from stored_segments import scaled_frames, segments_of
 from spacepatch.config import load_config
 from spacepatch.errors import ShardError
 from spacepatch.inspection.decoding import choose_segments, decode_segments
-from spacepatch.latents.linear import load_linear
+from spacepatch.latents import load_encoder
 from spacepatch.pipeline import convert, read_plan
 
 
@@ -123,7 +123,7 @@ def test_psnr_is_that_of_the_stored_numbers_decoded_and_the_true_frames(
     latents: Path, clips: Path, codecs: dict[str, str]
 ) -> None:
     found = decode(latents, clips, 100, codecs["latents"])
-    encoder = load_linear(codecs["latents"].removeprefix("linear:"))
+    encoder = load_encoder(codecs["latents"])
     stored = segments_of(latents)
     for segment in found.segments:
         if segment.source == "rotated_90_phone.mp4" or segment.source.endswith("png"):

@@ -12,7 +12,6 @@ import numpy as np
 
 from spacepatch.config import RunConfig
 from spacepatch.data import ClipSpec, EncoderFacts
-from spacepatch.encoding import EncoderSettings, facts_of
 from spacepatch.environment import environment
 from spacepatch.errors import ConfigError, EncodeError, ShardError
 from spacepatch.inspection.comparing import Compared, Request, compare_segment
@@ -20,9 +19,10 @@ from spacepatch.inspection.decoded import Decoded, DecodedSegment
 from spacepatch.inspection.folders import locate, read_batches, read_document
 from spacepatch.inspection.source_roots import SourceRoots
 from spacepatch.jobs import Job
+from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.limits import available_cores
 from spacepatch.pipeline.encoded import measured
-from spacepatch.pipeline.encoders import encoder_settings
+from spacepatch.pipeline.encoders import encoder_settings, load_facts
 from spacepatch.pipeline.job_settings import token_settings
 from spacepatch.pipeline.planfile import Plan, read_plan
 from spacepatch.pipeline.segments import clip_id
@@ -178,10 +178,7 @@ def _encoder_of(plan: Plan, config: RunConfig, pool: WorkerPool) -> EncoderSetti
         posterior=asked["posterior"],
         tiles=asked["encode_tiles"],
     )
-    ((_, found),) = pool.map(facts_of, iter([(0, settings)]))
-    if isinstance(found, Fault):
-        raise EncodeError(f"encoder {settings.spec}: cannot be loaded: {found.message}")
-    _check_identity(facts, found)
+    _check_identity(facts, load_facts(settings, pool))
     return settings
 
 

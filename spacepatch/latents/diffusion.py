@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,13 @@ from spacepatch.errors import ConfigError, EncodeError, MissingDependencyError, 
 from spacepatch.latents.autoencoders import AUTOENCODERS, Facts, Unsupported
 from spacepatch.latents.checksums import check_sha256
 from spacepatch.latents.diffusers_files import CONFIG, find_folder, find_weights, read_config
-from spacepatch.latents.encoders import CONSTANTS, LatentEncoder, check_frames, check_latents
+from spacepatch.latents.encoders import (
+    CONSTANTS,
+    EncoderSettings,
+    LatentEncoder,
+    check_frames,
+    check_latents,
+)
 from spacepatch.latents.exactness import T, compute, find_device
 from spacepatch.latents.posteriors import take_posterior
 from spacepatch.latents.tiling import TILED, turn_on_tiles
@@ -34,36 +40,23 @@ _CHUNKING = ("use_tiling", "use_slicing", "use_framewise_encoding", "use_framewi
 time AutoencoderKLHunyuanVideo does it unasked, with clips of more than 16 frames."""
 
 
-def load_diffusers(
-    where: str,
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch: int | None = None,
-    posterior: str = "mean",
-    allow_download: bool = False,
-    trust: bool = False,
-    allow_pickle: bool = False,
-    expect_sha256: Sequence[str] = (),
-    tiles: bool = False,
-) -> LatentEncoder:
+def load_diffusers(asked: EncoderSettings) -> LatentEncoder:
     """Load an autoencoder of a class in `AUTOENCODERS`, from its folder or from a hub.
 
     Its first use is a clip of zeros, so that a model that does not do what its config says is
     known before any video is decoded. `trust` changes nothing: nothing here can run.
 
-    Args:
-        where: the folder, or (with `allow_download`) the id of a model on a hub, with the folder
-            in it where there is one: `OWNER/MODEL/vae`.
-        batch: frames at once, of models of images; those of video take a clip at once.
+    WHERE is the folder, or (with `allow_download`) the id of a model on a hub, with the folder in
+    it where there is one: `OWNER/MODEL/vae`. `batch` are frames of models of images; those of video
+    take a clip at once.
 
     Raises:
         ConfigError: no such folder, an unknown class, or a setting that the model does not have.
         EncodeError: weights that are damaged, of another model, or not those expected.
         MissingDependencyError: diffusers is not installed, or is too old for the class.
     """
-    place = find_device(device)
-    folder = find_folder(where, allow_download=allow_download)
+    place = find_device(asked.device)
+    folder = find_folder(asked.where, allow_download=asked.allow_download)
     written = read_config(folder)
     name = written.get("_class_name")
     if name not in AUTOENCODERS:
@@ -78,28 +71,34 @@ def load_diffusers(
         facts = AUTOENCODERS[name](model.config)
     except Unsupported as error:
         raise ConfigError(f"{folder / CONFIG}: {name} with this config: {error}") from None
-    if facts.output != "gaussian" and posterior != "mean":
-        raise ConfigError(f"--posterior {posterior}: {name} has no posterior; leave it at mean")
-    if facts.is_video and batch not in (None, 1):
-        raise ConfigError(f"--encode-batch {batch}: {name} encodes a clip at once; leave it out")
-    tile_sizes = turn_on_tiles(model, facts) if tiles else None
+    if facts.output != "gaussian" and asked.posterior != "mean":
+        raise ConfigError(
+            f"--posterior {asked.posterior}: {name} has no posterior; leave it at mean"
+        )
+    if facts.is_video and asked.batch not in (None, 1):
+        raise ConfigError(
+            f"--encode-batch {asked.batch}: {name} encodes a clip at once; leave it out"
+        )
+    tile_sizes = turn_on_tiles(model, facts) if asked.tiles else None
     tensors: dict[str, torch.Tensor] = {}
     weights: dict[str, str] = {}
-    for path in find_weights(folder, allow_pickle=allow_pickle):
-        some, weights[path.name] = read_weights(path, allow_pickle=allow_pickle)
+    for path in find_weights(folder, allow_pickle=asked.allow_pickle):
+        some, weights[path.name] = read_weights(path, allow_pickle=asked.allow_pickle)
         tensors |= some
-    check_sha256(folder, weights, expect_sha256)
+    check_sha256(folder, weights, asked.expect_sha256)
     _fill(model, tensors, folder)
+    # A path is no name: it would tell where the weights lie.
+    is_local = Path(asked.where).expanduser().is_dir()
     encoder = DiffusersEncoder(
         model,
         facts,
-        name=f"diffusers:{folder.resolve().name if Path(where).expanduser().is_dir() else where}",
+        name=f"diffusers:{folder.resolve().name}" if is_local else asked.spec,
         weights=weights,
         constants=_constants(written, tensors),
         device=place,
-        dtype=dtype,
-        batch=1 if facts.is_video else BATCH if batch is None else batch,
-        posterior=posterior,
+        dtype=asked.dtype,
+        batch=1 if facts.is_video else BATCH if asked.batch is None else asked.batch,
+        posterior=asked.posterior,
         tile_sizes=tile_sizes,
     )
     _try(encoder, folder)

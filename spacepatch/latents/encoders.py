@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -80,39 +81,55 @@ class LatentEncoder(Protocol):
         ...
 
 
-def load_encoder(
-    spec: str,
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch: int | None = None,
-    posterior: str = "mean",
-    allow_download: bool = False,
-    trust: bool = False,
-    allow_pickle: bool = False,
-    expect_sha256: Sequence[str] = (),
-    tiles: bool = False,
-) -> LatentEncoder:
-    """Load the encoder that `--encoder KIND:WHERE` names.
+@dataclass(frozen=True, slots=True)
+class EncoderSettings:
+    """Which encoder, and how it is to compute."""
 
-    Args:
-        device: `cpu`, `cuda` or `cuda:1`.
-        dtype: one of `DTYPES`.
-        batch: how much is encoded at once; None: what the kind does by default.
-        posterior: one of `POSTERIORS`.
-        allow_download: whether a hub may be asked for weights.
-        trust: whether a file that can run code may.
-        allow_pickle: whether pickled weights may be read (as weights only).
-        expect_sha256: of every weight file, in any order; empty: of none.
-        tiles: whether frames larger than the model's own tiles are encoded in these, blended at
-            their seams: less memory, and other latents.
+    spec: str
+    """``KIND:WHERE``; never written to disk."""
+    device: str = "cpu"
+    """`cpu`, `cuda` or `cuda:1`."""
+    dtype: str = "float32"
+    """One of `DTYPES`."""
+    batch: int | None = None
+    """How much is encoded at once; None: what the kind does by default."""
+    posterior: str = "mean"
+    """One of `POSTERIORS`."""
+    tiles: bool = False
+    """Whether frames larger than the model's own tiles are encoded in these, blended at their
+    seams: less memory, and other latents."""
+    allow_download: bool = False
+    """Whether a hub may be asked for weights."""
+    trust: bool = False
+    """Whether a file that can run code may."""
+    allow_pickle: bool = False
+    """Whether pickled weights may be read (as weights only)."""
+    expect_sha256: Sequence[str] = ()
+    """Of every weight file, in any order; empty: of none."""
+
+    @property
+    def kind(self) -> str:
+        return self.spec.partition(":")[0]
+
+    @property
+    def where(self) -> str:
+        return self.spec.partition(":")[2]
+
+
+def load_encoder(spec: str, **more: Any) -> LatentEncoder:
+    """`load_asked` for a KIND:WHERE and, by their names, other fields of `EncoderSettings`."""
+    return load_asked(EncoderSettings(spec, **more))
+
+
+def load_asked(asked: EncoderSettings) -> LatentEncoder:
+    """Load the encoder that `--encoder KIND:WHERE` names.
 
     Raises:
         ConfigError: no such kind or place, or a setting that this kind does not have.
         EncodeError: weights that are damaged, incomplete, of another model, or not those expected.
         MissingDependencyError: a package is missing; the message says what to install.
     """
-    kind, colon, where = spec.partition(":")
+    spec, kind = asked.spec, asked.kind
     if kind not in ENCODERS:
         near = difflib.get_close_matches(kind, ENCODERS, 1, 0.4)
         hint = f"; did you mean {near[0]}?" if near else ""
@@ -121,24 +138,13 @@ def load_encoder(
         raise ConfigError(
             f"--encoder {spec}: no kind of encoder {kind!r}, there are {', '.join(ENCODERS)}{hint}"
         )
-    if not colon or not where:
+    if not asked.where:
         raise ConfigError(f"--encoder {spec}: does not say where it is, as in {kind}:PATH")
-    _check_word("--encoder-dtype", dtype, DTYPES)
-    _check_word("--posterior", posterior, POSTERIORS)
-    if batch is not None and batch < 1:
-        raise ConfigError(f"--encode-batch {batch}: is below 1")
-    return ENCODERS[kind](
-        where,
-        device=device,
-        dtype=dtype,
-        batch=batch,
-        posterior=posterior,
-        allow_download=allow_download,
-        trust=trust,
-        allow_pickle=allow_pickle,
-        expect_sha256=expect_sha256,
-        tiles=tiles,
-    )
+    _check_word("--encoder-dtype", asked.dtype, DTYPES)
+    _check_word("--posterior", asked.posterior, POSTERIORS)
+    if asked.batch is not None and asked.batch < 1:
+        raise ConfigError(f"--encode-batch {asked.batch}: is below 1")
+    return ENCODERS[kind](asked)
 
 
 def _kind_of(path: Path) -> str:
@@ -191,39 +197,29 @@ def _check_word(flag: str, word: str, words: Sequence[str]) -> None:
         raise ConfigError(f"{flag} {word!r}: is none of {', '.join(words)}{hint}")
 
 
-# Each imports its file when it is asked for: only then is torch needed, or diffusers.
-def _load_diffusers(where: str, **options: Any) -> LatentEncoder:
-    return _loader("diffusion").load_diffusers(where, **options)  # type: ignore[no-any-return]
+def _loader(module: str, function: str) -> Callable[[EncoderSettings], LatentEncoder]:
+    """A function of a module that is imported when it is called: only then is torch needed."""
+
+    def load(asked: EncoderSettings) -> LatentEncoder:
+        try:
+            found = importlib.import_module(f"spacepatch.latents.{module}")
+        except ModuleNotFoundError as error:
+            if error.name != "torch":
+                raise
+            raise MissingDependencyError(
+                f"--encoder {asked.spec}: needs torch, which is not installed: pip install torch "
+                "--index-url https://download.pytorch.org/whl/cpu (or its CUDA build)"
+            ) from None
+        encoder: LatentEncoder = getattr(found, function)(asked)
+        return encoder
+
+    return load
 
 
-def _load_torchscript(where: str, **options: Any) -> LatentEncoder:
-    return _loader("scripted").load_torchscript(where, **options)  # type: ignore[no-any-return]
-
-
-def _load_tae(where: str, **options: Any) -> LatentEncoder:
-    return _loader("tae").load_tae(where, **options)  # type: ignore[no-any-return]
-
-
-def _load_linear(where: str, **options: Any) -> LatentEncoder:
-    return _loader("linear").load_linear(where, **options)  # type: ignore[no-any-return]
-
-
-def _loader(module: str) -> Any:
-    try:
-        return importlib.import_module(f"spacepatch.latents.{module}")
-    except ModuleNotFoundError as error:
-        if error.name != "torch":
-            raise
-    raise MissingDependencyError(
-        "this encoder needs torch, which is not installed: pip install torch --index-url "
-        "https://download.pytorch.org/whl/cpu (or its CUDA build)"
-    )
-
-
-ENCODERS: dict[str, Callable[..., LatentEncoder]] = {
-    "diffusers": _load_diffusers,
-    "torchscript": _load_torchscript,
-    "tae": _load_tae,
-    "linear": _load_linear,
+ENCODERS: dict[str, Callable[[EncoderSettings], LatentEncoder]] = {
+    "diffusers": _loader("diffusion", "load_diffusers"),
+    "torchscript": _loader("scripted", "load_torchscript"),
+    "tae": _loader("tae", "load_tae"),
+    "linear": _loader("linear", "load_linear"),
 }
-"""Kinds of encoders, each with its loader: WHERE, and the keywords of `load_encoder`."""
+"""Kinds of encoders, each with its loader."""

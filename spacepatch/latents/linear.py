@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
@@ -22,6 +22,7 @@ from spacepatch.framerules import FrameRule
 from spacepatch.latents.checksums import check_sha256
 from spacepatch.latents.encoders import (
     CONSTANTS,
+    EncoderSettings,
     LatentEncoder,
     check_frames,
     check_latents,
@@ -213,46 +214,37 @@ class LinearEncoder:
         return {"kind": "linear", "version": VERSION, "weights": sorted(self.weights.values())}
 
 
-def load_linear(
-    where: str,
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch: int | None = None,
-    posterior: str = "mean",
-    allow_download: bool = False,
-    trust: bool = False,
-    allow_pickle: bool = False,
-    expect_sha256: Sequence[str] = (),
-    tiles: bool = False,
-) -> LatentEncoder:
+def load_linear(asked: EncoderSettings) -> LatentEncoder:
     """Load a file that `spacepatch fit` wrote.
 
-    Args: as of `load_encoder`. Blocks know nothing of each other and nothing in the file can run,
-        so `batch`, `allow_download`, `trust` and `allow_pickle` change nothing.
+    Nothing in the file can run, so `allow_download`, `trust` and `allow_pickle` change nothing.
 
     Raises:
-        ConfigError: no such file, or a device, dtype or posterior that it does not have.
+        ConfigError: no such file, or a device or another setting that it does not have.
         EncodeError: a file that is damaged, no codec, of a newer version, or not that expected.
         MissingDependencyError: safetensors is not installed.
     """
-    if device != "cpu":
-        raise ConfigError(f"--device {device}: linear encoders run on the cpu; leave it out")
-    if dtype != "float32":
-        raise ConfigError(f"--encoder-dtype {dtype}: linear:{where} is exact in float32 only")
-    if posterior != "mean":
-        raise ConfigError(f"--posterior {posterior}: linear:{where} has none; leave it at mean")
-    if tiles:
-        raise ConfigError(f"--encode-tiles: linear:{where} encodes block by block; leave it out")
-    path = local_path("linear", where)
+    if asked.device != "cpu":
+        raise ConfigError(f"--device {asked.device}: linear encoders run on the cpu; leave it out")
+    if asked.dtype != "float32":
+        raise ConfigError(f"--encoder-dtype {asked.dtype}: {asked.spec} is exact in float32 only")
+    if asked.batch is not None:
+        raise ConfigError(
+            f"--encode-batch {asked.batch}: {asked.spec} encodes block by block; leave it out"
+        )
+    if asked.posterior != "mean":
+        raise ConfigError(f"--posterior {asked.posterior}: {asked.spec} has none; leave it at mean")
+    if asked.tiles:
+        raise ConfigError(f"--encode-tiles: {asked.spec} encodes block by block; leave it out")
+    path = local_path("linear", asked.where)
     if path.is_dir():
-        raise ConfigError(f"--encoder linear:{where}: is a folder; give the file of spacepatch fit")
+        raise ConfigError(f"--encoder {asked.spec}: is a folder; give the file of spacepatch fit")
     try:
         content = path.read_bytes()
     except OSError as error:
         raise EncodeError(f"{path}: cannot be read ({error.strerror})") from None
     weights = {path.name: hashlib.sha256(content).hexdigest()}
-    check_sha256(path.parent, weights, expect_sha256)
+    check_sha256(path.parent, weights, asked.expect_sha256)
     codec = codec_of(content, name=str(path))
     return LinearEncoder(codec, name=f"linear:{path.name}", weights=weights)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,13 @@ import torch
 
 from spacepatch.errors import ConfigError, EncodeError, SpacepatchError
 from spacepatch.latents.checksums import check_sha256
-from spacepatch.latents.encoders import LatentEncoder, check_frames, check_latents, local_path
+from spacepatch.latents.encoders import (
+    EncoderSettings,
+    LatentEncoder,
+    check_frames,
+    check_latents,
+    local_path,
+)
 from spacepatch.latents.exactness import compute, find_device
 from spacepatch.latents.script_settings import ScriptSettings, read_settings
 
@@ -22,56 +28,47 @@ BATCH = 8
 """Frames at once by default, of models of images."""
 
 
-def load_torchscript(
-    where: str,
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch: int | None = None,
-    posterior: str = "mean",
-    allow_download: bool = False,
-    trust: bool = False,
-    allow_pickle: bool = False,
-    expect_sha256: Sequence[str] = (),
-    tiles: bool = False,
-) -> LatentEncoder:
+def load_torchscript(asked: EncoderSettings) -> LatentEncoder:
     """Load an encoder as Cosmos-Tokenizer ships them, from `encoder.jit` and `encoder.toml`.
 
     Its first use is a clip of zeros, so that a script that does not do what its TOML says is known
     before any video is decoded. `allow_download` and `allow_pickle` change nothing.
 
-    Args:
-        where: the script, or a folder with `encoder.jit`; the TOML has the same name.
-        batch: frames at once, of models of images; those of video take a clip at once.
-        trust: the archive holds code, which runs as soon as it is used: only with True.
+    WHERE is the script, or a folder with `encoder.jit`; the TOML has the same name. The archive
+    holds code, which runs as soon as it is used: only with `trust`. `batch` are frames of models of
+    images; those of video take a clip at once.
 
     Raises:
         ConfigError: nothing is there, it is not trusted, or its TOML is wrong or does not fit.
         EncodeError: an archive that is damaged or not the expected one.
     """
-    path = local_path("torchscript", where)
+    path = local_path("torchscript", asked.where)
     path = path / "encoder.jit" if path.is_dir() else path
     if not path.is_file():
-        raise ConfigError(f"--encoder torchscript:{where}: holds no encoder.jit")
-    if not trust:
+        raise ConfigError(f"--encoder {asked.spec}: holds no encoder.jit")
+    if not asked.trust:
         raise ConfigError(
-            f"--encoder torchscript:{where}: a TorchScript archive can run any code: if you know "
+            f"--encoder {asked.spec}: a TorchScript archive can run any code: if you know "
             "where it comes from, give --trust-encoder"
         )
-    if posterior != "mean":
-        raise ConfigError(f"--posterior {posterior}: a script has no posterior; leave it at mean")
-    if tiles:
+    if asked.posterior != "mean":
+        raise ConfigError(
+            f"--posterior {asked.posterior}: a script has no posterior; leave it at mean"
+        )
+    if asked.tiles:
         raise ConfigError("--encode-tiles: a script has no tiles; leave it out")
     settings = read_settings(path.with_suffix(".toml"))
     is_video = settings.input == "video"
-    if is_video and batch not in (None, 1):
-        raise ConfigError(f"--encode-batch {batch}: {path} encodes a clip at once; leave it out")
-    place = find_device(device)
+    if is_video and asked.batch not in (None, 1):
+        raise ConfigError(
+            f"--encode-batch {asked.batch}: {path} encodes a clip at once; leave it out"
+        )
+    place = find_device(asked.device)
     paths = [path] if settings.decoder is None else [path, path.parent / settings.decoder]
     contents = {file.name: _read(file) for file in paths}
     weights = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
-    check_sha256(path.parent, weights, expect_sha256)
-    scripts = [_load(file, contents[file.name], place, dtype) for file in paths]
+    check_sha256(path.parent, weights, asked.expect_sha256)
+    scripts = [_load(file, contents[file.name], place, asked.dtype) for file in paths]
     encoder = ScriptedEncoder(
         scripts[0],
         scripts[1] if scripts[1:] else None,
@@ -79,8 +76,8 @@ def load_torchscript(
         name=f"torchscript:{path.parent.resolve().name if path.stem == 'encoder' else path.stem}",
         weights=weights,
         device=place,
-        dtype=dtype,
-        batch=1 if is_video else BATCH if batch is None else batch,
+        dtype=asked.dtype,
+        batch=1 if is_video else BATCH if asked.batch is None else asked.batch,
     )
     _try(encoder, path)
     return encoder

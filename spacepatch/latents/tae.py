@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ import torch
 from spacepatch.errors import ConfigError, EncodeError
 from spacepatch.framerules import FrameRule
 from spacepatch.latents.encoders import (
+    EncoderSettings,
     LatentEncoder,
     check_frames,
     check_latents,
@@ -24,30 +25,17 @@ ENCODER = "conv block" + 3 * " halve block block block" + " conv"
 DECODER = "clamp conv relu" + 3 * " block block block double plain" + " block conv"
 STRIDE = 8
 BATCH = 1
-"""Frames at once by default: a CPU gains nothing by more, and a 1080p frame takes 2 GB."""
+"""Frames (of video models, latents) at once by default: a CPU gains nothing by more, and a 1080p
+frame takes 2 GB."""
 
 
-def load_tae(
-    where: str,
-    *,
-    device: str = "cpu",
-    dtype: str = "float32",
-    batch: int | None = None,
-    posterior: str = "mean",
-    allow_download: bool = False,
-    trust: bool = False,
-    allow_pickle: bool = False,
-    expect_sha256: Sequence[str] = (),
-    tiles: bool = False,
-) -> LatentEncoder:
+def load_tae(asked: EncoderSettings) -> LatentEncoder:
     """Load a tiny autoencoder, of images or of video, from a folder or a weight file.
 
     Its keys say which it is: the authors' own (a file for each part), those of diffusers'
     AutoencoderTiny, or those of a video model. Without a decoder, `decode` returns None.
     `allow_download` and `trust` change nothing: nothing is downloaded, and nothing here can run.
-
-    Args:
-        batch: frames at once; of video models, latents.
+    `batch` are frames; of video models, latents.
 
     Raises:
         ConfigError: nothing is there, or more than one file could be meant, or a pickle; or a
@@ -56,43 +44,51 @@ def load_tae(
     """
     from spacepatch.latents.taehv import TinyVideoEncoder, is_video
 
-    if posterior != "mean":
+    if asked.posterior != "mean":
         raise ConfigError(
-            f"--posterior {posterior}: tae:{where} has no posterior; leave it at mean"
+            f"--posterior {asked.posterior}: {asked.spec} has no posterior; leave it at mean"
         )
-    if tiles:
-        raise ConfigError(f"--encode-tiles: tae:{where} has no tiles; leave it out")
-    place = find_device(device)
-    name, files = find_parts(local_path("tae", where), allow_pickle=allow_pickle)
-    parts = read_parts(name, files, allow_pickle=allow_pickle, expect_sha256=expect_sha256)
+    if asked.tiles:
+        raise ConfigError(f"--encode-tiles: {asked.spec} has no tiles; leave it out")
+    place = find_device(asked.device)
+    name, files = find_parts(local_path("tae", asked.where), allow_pickle=asked.allow_pickle)
+    parts = read_parts(
+        name, files, allow_pickle=asked.allow_pickle, expect_sha256=asked.expect_sha256
+    )
     kind = TinyVideoEncoder if is_video(parts) else TinyImageEncoder
-    return kind(parts, device=place, dtype=dtype, batch=batch)
+    return kind(parts, device=place, dtype=asked.dtype, batch=asked.batch)
 
 
-class TinyImageEncoder:
-    """A `LatentEncoder` that takes each frame by itself, pixels as 0 to 1.
+class TinyEncoder:
+    """What the tiny autoencoders of images and of video have in common: all but their networks.
 
     Latents are in the space that the diffusion model itself works in (its VAE's own latents scaled
-    and shifted), which is why these files come without constants.
+    and shifted).
     """
 
     kind = "latents"
-    rule = FrameRule(0, 1)
-    stride = (1, STRIDE, STRIDE)
-    is_local = True
-    multiple = (STRIDE, STRIDE)
     codebook_size: int | None = None
+    architecture: str
+    is_local: bool
+    rule: FrameRule
+    stride: tuple[int, int, int]
+    multiple: tuple[int, int]
 
     def __init__(
-        self, parts: Parts, *, device: torch.device, dtype: str, batch: int | None
+        self,
+        parts: Parts,
+        encoder: TinyNetwork,
+        decoder: TinyNetwork | None,
+        *,
+        device: torch.device,
+        dtype: str,
+        batch: int | None,
     ) -> None:
-        encoder, self._decoder = build_networks(parts, ENCODER, DECODER, in_channels=3)
-        self._encoder = encoder.to(device, getattr(torch, dtype))
-        if self._decoder is not None:
-            self._decoder.to(device, getattr(torch, dtype))
+        numbers = getattr(torch, dtype)
+        self._encoder = encoder.to(device, numbers)
+        self._decoder = None if decoder is None else decoder.to(device, numbers)
         self._device = device
         self._batch = BATCH if batch is None else batch
-        self._how: Any = {"batch": self._batch, "device": device, "dtype": dtype}
         self._encoder_sha256 = parts.encoder_sha256
         self.name = f"tae:{parts.name}"
         self.channels = encoder.out_channels
@@ -101,7 +97,7 @@ class TinyImageEncoder:
         self.dtype = dtype
 
     def encode(self, frames: np.ndarray, *, seed: tuple[object, ...] = ()) -> np.ndarray:
-        """See `LatentEncoder.encode`; ``(T, H/8, W/8, C)`` float32."""
+        """See `LatentEncoder.encode`; ``(T', H', W', C)`` float32."""
         check_frames(self, frames)
         return self._compute(lambda: self._encode(frames))
 
@@ -116,7 +112,7 @@ class TinyImageEncoder:
     def identity(self) -> dict[str, Any]:
         """See `LatentEncoder.identity`."""
         return {
-            "architecture": "tae",
+            "architecture": self.architecture,
             "weights_sha256": self._encoder_sha256,
             "dtype": self.dtype,
             "device": self._device.type,
@@ -125,6 +121,29 @@ class TinyImageEncoder:
 
     def _compute(self, run: Callable[[], np.ndarray]) -> np.ndarray:
         return compute(run, name=self.name, device=self._device, batch=self._batch)
+
+    def _encode(self, frames: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+    def _decode(self, decoder: TinyNetwork, latents: np.ndarray) -> np.ndarray:
+        raise NotImplementedError
+
+
+class TinyImageEncoder(TinyEncoder):
+    """A `LatentEncoder` that takes each frame by itself, pixels as 0 to 1."""
+
+    architecture = "tae"
+    is_local = True
+    rule = FrameRule(0, 1)
+    stride = (1, STRIDE, STRIDE)
+    multiple = (STRIDE, STRIDE)
+
+    def __init__(
+        self, parts: Parts, *, device: torch.device, dtype: str, batch: int | None
+    ) -> None:
+        networks = build_networks(parts, ENCODER, DECODER, in_channels=3)
+        super().__init__(parts, *networks, device=device, dtype=dtype, batch=batch)
+        self._how: Any = {"batch": self._batch, "device": device, "dtype": dtype}
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         num, height, width = len(frames), frames.shape[1] // STRIDE, frames.shape[2] // STRIDE

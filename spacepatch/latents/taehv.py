@@ -6,9 +6,7 @@ latents come in the space that the diffusion model itself works in.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from math import isqrt, prod
-from typing import Any
 
 import numpy as np
 import torch
@@ -16,17 +14,19 @@ import torch.nn.functional as F  # noqa: N812
 
 from spacepatch.errors import EncodeError
 from spacepatch.framerules import FrameRule
-from spacepatch.latents.encoders import check_frames, check_latents
-from spacepatch.latents.exactness import compute
-from spacepatch.latents.tae import build_networks, frames_of, from_channels, pixels_of, to_channels
+from spacepatch.latents.tae import (
+    TinyEncoder,
+    build_networks,
+    frames_of,
+    from_channels,
+    pixels_of,
+    to_channels,
+)
 from spacepatch.latents.tiny_files import Parts
 from spacepatch.latents.tiny_networks import Memory, TinyNetwork
 
 ENCODER = "conv relu" + 3 * " pool halve memory memory memory" + " conv"
 DECODER = "clamp conv relu" + 3 * " memory memory memory double grow plain" + " relu conv"
-BATCH = 1
-"""Latents at once by default."""
-
 # By side of the pixel blocks that are made channels, and latent channels: others (MiniMax H3 has
 # 24 channels, and groups of 17 frames) may count frames in another way.
 _KNOWN = {
@@ -42,7 +42,7 @@ def is_video(parts: Parts) -> bool:
     return "2.conv.weight" in parts.encoder
 
 
-class TinyVideoEncoder:
+class TinyVideoEncoder(TinyEncoder):
     """A `LatentEncoder` that takes 1 + k r frames, where r is 4 (LTX 2: 8).
 
     As in the VAEs that these models stand in for, the first latent stands for the first frame, and
@@ -51,9 +51,8 @@ class TinyVideoEncoder:
     and are left out. Both is the authors' way, so nothing of a clip is added or lost.
     """
 
-    kind = "latents"
+    architecture = "taehv"
     is_local = False
-    codebook_size: int | None = None
 
     def __init__(
         self, parts: Parts, *, device: torch.device, dtype: str, batch: int | None
@@ -74,46 +73,10 @@ class TinyVideoEncoder:
                 f"{self._patch} x {self._patch} pixel blocks, whose frame rule is not known here; "
                 f"known are those of {'; '.join(_KNOWN.values())}"
             )
-        numbers = getattr(torch, dtype)
-        self._encoder = encoder.to(device, numbers)
-        self._decoder = None if decoder is None else decoder.to(device, numbers)
-        self._device = device
-        self._batch = BATCH if batch is None else batch
-        self._encoder_sha256 = parts.encoder_sha256
-        self.name = f"tae:{parts.name}"
+        super().__init__(parts, encoder, decoder, device=device, dtype=dtype, batch=batch)
         self.rule = FrameRule(1, speed)
         self.stride = (speed, 8 * self._patch, 8 * self._patch)
         self.multiple = (8 * self._patch, 8 * self._patch)
-        self.channels = encoder.out_channels
-        self.constants = parts.constants
-        self.weights = parts.weights
-        self.dtype = dtype
-
-    def encode(self, frames: np.ndarray, *, seed: tuple[object, ...] = ()) -> np.ndarray:
-        """See `LatentEncoder.encode`; ``(1 + k, H', W', C)`` float32."""
-        check_frames(self, frames)
-        return self._compute(lambda: self._encode(frames))
-
-    def decode(self, latents: np.ndarray) -> np.ndarray | None:
-        """See `LatentEncoder.decode`."""
-        if self._decoder is None:
-            return None
-        check_latents(self, latents)
-        decoder = self._decoder
-        return self._compute(lambda: self._decode(decoder, latents))
-
-    def identity(self) -> dict[str, Any]:
-        """See `LatentEncoder.identity`."""
-        return {
-            "architecture": "taehv",
-            "weights_sha256": self._encoder_sha256,
-            "dtype": self.dtype,
-            "device": self._device.type,
-            "batch": self._batch,
-        }
-
-    def _compute(self, run: Callable[[], np.ndarray]) -> np.ndarray:
-        return compute(run, name=self.name, device=self._device, batch=self._batch)
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         num, speed, batch = self.rule.num_latents(len(frames)), self.rule.step, self._batch

@@ -8,9 +8,10 @@ from pathlib import Path
 
 from spacepatch.config import RunConfig
 from spacepatch.data import EncoderFacts
-from spacepatch.encoding import EncoderSettings, facts_of
+from spacepatch.encoding import facts_of
 from spacepatch.errors import ConfigError, EncodeError, SourceError
 from spacepatch.framerules import PIXELS, Lattice
+from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.workers import Fault, WorkerPool
 
 DEFAULT_PATCHES = {"latents": "1x2x2", "codes": "1x1x1"}
@@ -37,19 +38,26 @@ def resolve_encoder(config: RunConfig, pool: WorkerPool) -> Encoded:
     settings = encoder_settings(config)
     if settings is None:
         return Encoded(config)
-    kind, _, where = settings.spec.partition(":")
-    if kind == "diffusers" and settings.allow_download and not Path(where).expanduser().exists():
+    facts = load_facts(settings, pool)
+    return Encoded(settle(config, facts), settings, facts)
+
+
+def load_facts(settings: EncoderSettings, pool: WorkerPool) -> EncoderFacts:
+    """What an encoder is, loaded in a worker; errors as of `resolve_encoder`."""
+    where = Path(settings.where).expanduser()
+    if settings.kind == "diffusers" and settings.allow_download and not where.exists():
         from spacepatch.latents.diffusers_files import download
 
         # Here, for a worker may write no large file; it finds what is there then.
-        download(where)
+        download(settings.where)
     try:
         ((_, facts),) = pool.map(facts_of, iter([(0, settings)]))
     except SourceError as error:
         raise EncodeError(str(error)) from None
     if isinstance(facts, Fault):
         raise EncodeError(f"--encoder {settings.spec}: cannot be loaded: {facts.message}")
-    return Encoded(settle(config, facts), settings, facts)
+    found: EncoderFacts = facts
+    return found
 
 
 def encoder_settings(config: RunConfig) -> EncoderSettings | None:

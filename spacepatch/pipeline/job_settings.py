@@ -8,7 +8,7 @@ from spacepatch.clipwriter import TokenSettings
 from spacepatch.config import parse_colour
 from spacepatch.data import EncoderFacts
 from spacepatch.drop import static_threshold
-from spacepatch.encoding import EncoderSettings
+from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.tubelets import merge_of
 
 

@@ -15,9 +15,9 @@ import numpy as np
 from spacepatch.arena import Arena
 from spacepatch.clipwriter import ClipLoss
 from spacepatch.data import Loss, Task, TaskReport
-from spacepatch.encoding import EncoderSettings
 from spacepatch.errors import ShardError
 from spacepatch.jobs import Job, JobResult, arena_bytes, run_job
+from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.pipeline.encoded import (
     channel_sums,
     encoder_of_receipt,
