@@ -56,7 +56,7 @@ def run_job(job: Job) -> JobResult | Fault:
         try:
             encoder_of(job.settings.encoder)
         except SourceError as error:
-            return Fault(error.reason, str(error))
+            return Fault(error.reason, str(error), stage="encode")
     first = min(job.offsets)
     end = max(
         offset + arena_bytes(job.settings, clip)

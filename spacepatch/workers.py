@@ -38,6 +38,7 @@ class Fault:
 
     reason: str
     message: str
+    stage: str = "decode"
 
 
 @dataclass(slots=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 from crc32c import crc32c
 
 from spacepatch.inspection import Problem, verify
@@ -283,3 +284,12 @@ def assert_found_alone(
     mutate(shard)
     (folder / "alone").mkdir()
     assert found(verify(alone(shard.folder, folder / "alone") / shard.tar.name), where, what)
+
+
+def cases(**tables: Mutations) -> list[Any]:
+    """Parameters of a test, of the mutations of each dataset: (name, mutate, where, what)."""
+    return [
+        pytest.param(name, *mutation, id=f"{name}: {title}")
+        for name, table in tables.items()
+        for title, mutation in table.items()
+    ]

@@ -15,6 +15,7 @@ from spoiled_shards import (
     alone,
     assert_found,
     assert_found_alone,
+    cases,
     in_document,
     in_pack,
     in_receipt,
@@ -242,11 +243,7 @@ CROPS: Mutations = {
     "no scale": (in_row(scale=[0.0, 1.0]), ".parquet: row", "scale is [0.0, 1.0]"),
 }
 
-ALL = [
-    pytest.param(name, *mutation, id=f"{name}: {title}")
-    for name, table in (("patches", PATCHES), ("crops", CROPS))
-    for title, mutation in table.items()
-]
+ALL = cases(patches=PATCHES, crops=CROPS)
 
 
 @pytest.mark.parametrize(("name", "mutate", "where", "what"), ALL)

@@ -16,6 +16,7 @@ from spoiled_shards import (
     Shard,
     assert_found,
     assert_found_alone,
+    cases,
     edit_json,
     found,
     in_array,
@@ -268,11 +269,7 @@ STATIC: Mutations = {
     ),
 }
 
-ALL = [
-    pytest.param(name, *mutation, id=f"{name}: {title}")
-    for name, table in (("random", RANDOM), ("static", STATIC))
-    for title, mutation in table.items()
-]
+ALL = cases(random=RANDOM, static=STATIC)
 
 
 @pytest.mark.parametrize(("name", "mutate", "where", "what"), ALL)

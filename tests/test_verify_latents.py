@@ -19,6 +19,7 @@ from spoiled_shards import (
     alone,
     assert_found,
     assert_found_alone,
+    cases,
     edit_json,
     found,
     in_tokens,
@@ -226,16 +227,7 @@ def test_latents_beyond_the_limit_leave_a_clean_dataset(
 # --- defects -----------------------------------------------------------------------------------
 
 
-ALL = [
-    pytest.param(name, *mutation, id=f"{name}: {title}")
-    for name, table in (
-        ("latents", LATENTS),
-        ("codes", CODES),
-        ("also", ALSO),
-        ("causal", CAUSAL),
-    )
-    for title, mutation in table.items()
-]
+ALL = cases(latents=LATENTS, codes=CODES, also=ALSO, causal=CAUSAL)
 
 
 @pytest.mark.parametrize(("name", "mutate", "where", "what"), ALL)

@@ -290,7 +290,13 @@ def _collect(
             spec = running.task.clips[place]
             if isinstance(outcome, Fault):
                 reports = [
-                    ClipLoss(outcome.reason, len(spec.frame_pts), spec.num_kept, outcome.message)
+                    ClipLoss(
+                        outcome.reason,
+                        len(spec.frame_pts),
+                        spec.num_kept,
+                        outcome.message,
+                        outcome.stage,
+                    )
                 ]
             else:
                 tokens = outcome.clips[position]
