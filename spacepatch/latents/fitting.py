@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from spacepatch.errors import ConfigError
+from spacepatch.extras import needed
 from spacepatch.latents.encoders import MAX_LATENT
 from spacepatch.latents.linear import (
     BASIS_STEP,
@@ -19,7 +20,6 @@ from spacepatch.latents.linear import (
     MEAN_STEP,
     LinearCodec,
     nearest_codes,
-    needed,
     round_to,
 )
 from spacepatch.randomness import Draws

@@ -8,7 +8,6 @@ bit of a latent, and no two codes are told apart by a rounding.
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from collections.abc import Iterator
 from contextlib import suppress
@@ -17,7 +16,8 @@ from typing import Any
 
 import numpy as np
 
-from spacepatch.errors import ConfigError, EncodeError, MissingDependencyError, SourceError
+from spacepatch.errors import ConfigError, EncodeError, SourceError
+from spacepatch.extras import needed
 from spacepatch.framerules import FrameRule
 from spacepatch.latents.checksums import check_sha256
 from spacepatch.latents.encoders import (
@@ -329,17 +329,3 @@ def _check_shapes(codec: LinearCodec, name: str) -> None:
             raise EncodeError(f"{name}: {key} holds NaN or Inf: fit it again")
     if not (codec.scale > 0).all():
         raise EncodeError(f"{name}: scale holds values that are not above 0: fit it again")
-
-
-def needed(module: str, package: str, *, by: str) -> Any:
-    """A module that not every installation has.
-
-    Raises:
-        MissingDependencyError: it cannot be imported; says what to install.
-    """
-    try:
-        return importlib.import_module(module)
-    except ImportError as error:
-        raise MissingDependencyError(
-            f"{by} needs {package} ({error}): pip install {package}"
-        ) from None
