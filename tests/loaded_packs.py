@@ -18,6 +18,9 @@ def assert_same(one: dict, other: dict) -> None:
         if isinstance(value, torch.Tensor):
             assert value.dtype == other[name].dtype, name
             assert torch.equal(value, other[name]), name
+        elif name in ("keep", "restore"):
+            assert len(value) == len(other[name]), name
+            assert all(map(torch.equal, value, other[name])), name
         else:
             assert value == other[name], name
 

@@ -21,9 +21,8 @@ from crc32c import crc32c
 from loaded_packs import assert_same, read_plainly, segments_of
 from small_runs import LOADED, make_dataset
 
-from spacepatch import loader
 from spacepatch.data import Picture
-from spacepatch.loader import PackDataset
+from spacepatch.loader import STACKED, PackDataset
 from spacepatch.resize import make_frame
 from spacepatch.tubelets import join_tubelets
 
@@ -197,10 +196,7 @@ def test_ragged_packs_are_padded_packs_without_padding(packed_folder, pack_datas
     for padded, pack in zip(pack_dataset, ragged, strict=True):
         kept = pack["num_tokens"]
         assert len(pack["tokens"]) == kept
-        cut = {
-            name: value[:kept] if name in loader.STACKED else value
-            for name, value in padded.items()
-        }
+        cut = {name: value[:kept] if name in STACKED else value for name, value in padded.items()}
         assert_same(pack, cut)
 
 

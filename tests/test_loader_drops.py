@@ -54,8 +54,26 @@ def assert_dropped(pack: dict, whole: dict, places: list[list[int]]) -> None:
             for segment, offset, length in zip(whole["segments"], borders, lengths, strict=False)
         ],
     }
+    starts = whole["cu_seqlens"].tolist()
+    visible = whole.get("visible", torch.ones(whole["num_tokens"], dtype=torch.bool))
+    taken = [
+        [place - start for place in segment if visible[place]]
+        for segment, start in zip(places, starts, strict=False)
+    ]
+    expected["keep"] = [torch.tensor(keep, dtype=torch.int64) for keep in taken]
+    expected["restore"] = [
+        torch.tensor(restored(keep, stop - start))
+        for keep, start, stop in zip(taken, starts, starts[1:], strict=False)
+    ]
     assert_same(pack, expected)
     assert torch.equal(cu_seqlens(pack["segment_ids"]), pack["cu_seqlens"])
+
+
+def restored(keep: list[int], num_tokens: int) -> list[int]:
+    """Where each token is among those that are kept, and then those that are not."""
+    kept = set(keep)
+    order = keep + [place for place in range(num_tokens) if place not in kept]
+    return sorted(range(num_tokens), key=order.__getitem__)
 
 
 def num_kept(dataset: PackDataset) -> dict[str, int]:
@@ -153,7 +171,8 @@ def test_a_rate_of_zero_drops_nothing(packed_folder, pack_dataset) -> None:
     dataset = PackDataset(packed_folder, drop="random:0.5")
     dataset.set_drop_rate(0)
     for pack, whole in zip(dataset, pack_dataset, strict=True):
-        assert_same(pack, whole)
+        everything = [torch.arange(segment["num_kept"]) for segment in whole["segments"]]
+        assert_same(pack, whole | {"keep": everything, "restore": everything})
 
 
 def test_a_lower_rate_keeps_what_a_higher_one_keeps(packed_folder) -> None:

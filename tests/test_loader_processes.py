@@ -11,8 +11,8 @@ import pytest
 from loaded_packs import assert_same
 from torch.utils.data import DataLoader
 
-from spacepatch import loader
 from spacepatch.loader import PackDataset, collate
+from spacepatch.loader import dataset as reading
 from spacepatch.masks import block_mask
 
 ignore_fork_warning = pytest.mark.filterwarnings("ignore:.*use of fork:DeprecationWarning")
@@ -55,7 +55,7 @@ def test_a_forked_process_opens_its_own_shards(packed_folder) -> None:
 
 
 def test_few_open_shards_give_the_same_packs(packed_folder, pack_dataset, monkeypatch) -> None:
-    monkeypatch.setattr(loader, "MAX_OPEN_SHARDS", 1)
+    monkeypatch.setattr(reading, "MAX_OPEN_SHARDS", 1)
     thrifty = PackDataset(packed_folder)
     order = [*range(len(pack_dataset)), *range(0, len(pack_dataset), 2)]
     for index in order:

@@ -17,7 +17,7 @@ from tiny_autoencoders import save_tiny
 from tiny_models import image_model, save_parts
 
 from spacepatch.loader import PackDataset
-from spacepatch.model_space import scale_of_config
+from spacepatch.loader.model_space import scale_of_config
 from spacepatch.tubelets import cut_tubelets, join_tubelets
 
 CLIP = "square_320x320.mp4"

@@ -1,0 +1,168 @@
+"""What a finished dataset says of its packs, before any of them is read."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as parquet
+
+from spacepatch.errors import ShardError
+from spacepatch.shards import DATASET, check_version
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """Packs of one shard that lie together and have tokens of one width."""
+
+    shard: str
+    """Its name, without ending."""
+    shard_packs: int
+    """All packs of the shard."""
+    width: int
+    """Values of a token."""
+    first: int
+    """The first of them in the shard."""
+    packs: int
+
+
+class PackList:
+    """The packs of some runs, in their order, by number."""
+
+    def __init__(self, runs: Sequence[Run]) -> None:
+        self.runs = tuple(runs)
+        self._starts = [0, *accumulate(run.packs for run in self.runs)]
+
+    def __len__(self) -> int:
+        return self._starts[-1]
+
+    def find(self, index: int) -> tuple[Run, int]:
+        """The run of a pack, and its number in the shard."""
+        place = bisect_right(self._starts, index) - 1
+        run = self.runs[place]
+        return run, run.first + index - self._starts[place]
+
+    def widths(self) -> list[int]:
+        """Of the tokens of all packs, the widest first."""
+        return sorted({run.width for run in self.runs}, reverse=True)
+
+    def of_width(self, width: int) -> np.ndarray:
+        """``(n,)`` int64: the numbers of the packs whose tokens are so wide."""
+        parts = [
+            np.arange(start, start + run.packs)
+            for run, start in zip(self.runs, self._starts, strict=False)
+            if run.width == width
+        ]
+        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+
+    def without(self, shards: Sequence[str]) -> PackList:
+        return PackList([run for run in self.runs if run.shard not in shards])
+
+
+def read_dataset(folder: Path) -> dict[str, Any]:
+    """dataset.json.
+
+    Raises:
+        ShardError: it is missing, unreadable, or of a newer format.
+    """
+    path = folder / DATASET
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise ShardError(
+            f"{folder}: no dataset.json: not a dataset, or an unfinished one; "
+            "run spacepatch tokenize to the end"
+        ) from None
+    except (ValueError, OSError) as error:
+        raise ShardError(f"{path}: cannot be read ({error})") from None
+    check_version(document, str(path))
+    return document  # type: ignore[no-any-return]
+
+
+def list_packs(
+    document: dict[str, Any], *, folder: Path, split: str | None, token_width: int | None
+) -> PackList:
+    """All packs that dataset.json lists, or those of a split or width.
+
+    Raises:
+        ValueError: there is no such split or width.
+        ShardError: a name is none that a shard may have.
+    """
+    shards = document["shards"]
+    if split is not None:
+        known = sorted({shard["split"] for shard in shards})
+        if split not in known:
+            raise ValueError(f"split {split!r}: {folder} has {known}")
+        shards = [shard for shard in shards if shard["split"] == split]
+    runs = []
+    for shard in shards:
+        if not re.fullmatch(r"[0-9A-Za-z_-]{1,80}", str(shard["name"])):
+            raise ShardError(f"{folder / DATASET}: {shard['name']!r} is no shard's name")
+        first = 0
+        # Before there were several widths, dataset.json named the one.
+        whole = [[document.get("token_width"), shard["packs"]]]
+        for width, packs in shard.get("token_widths", whole):
+            runs.append(Run(shard["name"], shard["packs"], width, first, packs))
+            first += packs
+    if token_width is not None:
+        widths = sorted({run.width for run in runs})
+        if token_width not in widths:
+            raise ValueError(f"token_width {token_width}: {folder} has {widths}")
+        runs = [run for run in runs if run.width == token_width]
+    return PackList(runs)
+
+
+@dataclass(frozen=True, slots=True)
+class SegmentTable:
+    """What of each stored segment says how large packs are, from segments.parquet: four arrays of
+    one entry a segment."""
+
+    pack: np.ndarray
+    """int64: which of the dataset's packs it lies in; 0, 1, .. in no order of theirs."""
+    num_tokens: np.ndarray
+    """int64: of its grid."""
+    num_kept: np.ndarray
+    """int64: of these, those that are stored."""
+    grid_thw: np.ndarray
+    """``(.., 3)`` int64."""
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> SegmentTable:
+        """Raises a ShardError where the table cannot be read."""
+        path = folder / "segments.parquet"
+        try:
+            table = parquet.read_table(
+                path, columns=["shard", "pack", "num_tokens", "num_kept", "grid_thw"]
+            )
+        except (OSError, ValueError) as error:
+            raise ShardError(f"{path}: cannot be read ({error})") from None
+        shard, pack, num_tokens, num_kept = (
+            table[name].to_numpy().astype(np.int64)
+            for name in ("shard", "pack", "num_tokens", "num_kept")
+        )
+        _, numbers = np.unique(shard << 32 | pack, return_inverse=True)
+        grids = table["grid_thw"].combine_chunks().flatten().to_numpy()
+        return cls(numbers, num_tokens, num_kept, grids.astype(np.int64).reshape(-1, 3))
+
+    def most_segments(self) -> int:
+        """Of any pack."""
+        return int(np.bincount(self.pack, minlength=1).max())
+
+    def longest(self) -> int:
+        """Tokens of the longest segment as stored."""
+        return int(self.num_kept.max(initial=0))
+
+    def per_pack(self, lengths: np.ndarray) -> np.ndarray:
+        """``(packs,)`` int64: the sum of what each segment has."""
+        return np.bincount(self.pack, weights=lengths, minlength=1).astype(np.int64)
+
+    def longest_pack(self, multiple: int) -> int:
+        """Tokens of the longest pack once each segment is filled up to a multiple of so many."""
+        return int(self.per_pack(-(-self.num_kept // multiple) * multiple).max())

@@ -1,0 +1,278 @@
+"""What packs read one by one and packs read in a stream have in common."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from spacepatch.distributions import Choice
+from spacepatch.drop import Drop, RandomDrop
+from spacepatch.errors import ShardError
+from spacepatch.loader.draws import (
+    TOKEN_ORDERS,
+    choose_tokens,
+    draw_visible,
+    encoder_order,
+    read_drop,
+)
+from spacepatch.loader.listing import Run, SegmentTable, list_packs, read_dataset
+from spacepatch.loader.tensors import PackShape, Values, to_tensors
+from spacepatch.loader.values import TokenValues
+from spacepatch.shards import PackMembers, ShardReader
+from spacepatch.visible import Mask, parse_mask
+
+ON_BAD_SHARD = ("error", "skip")
+"""What is done where a shard is missing or damaged."""
+
+
+class Packs(TokenValues):
+    """The packs of a finished dataset, and what is made of them."""
+
+    pack_length: int
+    """Tokens that a pack was made for."""
+    padded_length: int
+    """Tokens of a padded pack: `pack_length`, or with `pad_multiple` what the fullest one takes."""
+    pixel_length: int
+    """Pixel tokens beside them in a padded pack; 0 where there are none."""
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        padded: bool = True,
+        fixed_shapes: bool = False,
+        pad_multiple: int = 1,
+        split: str | None = None,
+        token_width: int | None = None,
+        normalized: bool = False,
+        mask: str | None = None,
+        drop: str | None = None,
+        token_order: str = "stored",
+        seed: int = 0,
+        on_bad_shard: str = "error",
+        max_bad_fraction: float = 1.0,
+    ) -> None:
+        """Read dataset.json; no shard is opened yet, but with ``on_bad_shard="skip"``.
+
+        Args:
+            folder: what `spacepatch tokenize --out` wrote.
+            padded: fill every pack up to `padded_length` with zeros, so that packs stack to
+                batches; without it packs are as long as what they hold, for kernels that take
+                cu_seqlens.
+            fixed_shapes: what has a row a segment gets rows of zeros up to `max_segments`, and
+                `cu_seqlens_padded` is there: no shape differs from pack to pack, so that a compiled
+                model is compiled once.
+            pad_multiple: each segment begins at a multiple of so many tokens, with padding behind
+                it, so that context parallelism can share out each segment evenly (2 x ranks for
+                the kernels of Transformer Engine). `cu_seqlens` counts kept tokens all the same;
+                where they lie, `cu_seqlens_padded` says.
+            split: only the packs of this split; default: all.
+            token_width: only the packs whose tokens have so many values (FlexiViT's differ);
+                default: all.
+            normalized: tokens as numbers, by the dataset's own constants: pixels through
+                `normalize`, latents through `to_model_space`; padding is 0. Four bytes a value.
+            mask: as `--mask`, say ``random:0.75``: what a masked-prediction model sees, drawn anew
+                each epoch. Default: the mask that is stored; without one, that of the dataset's
+                settings, drawn anew each epoch; without one, none.
+            drop: as `--drop`, but not ``static``: drop tokens, drawn anew each epoch.
+            token_order: ``stored``, or ``random``: the tokens of each segment in an order that is
+                drawn anew each epoch.
+            seed: of all that is drawn. Masks, drops and orders of tokens go by seed, epoch and
+                segment id alone, so they are the same in any worker, batch and order.
+            on_bad_shard: ``error``; or ``skip``: shards that are missing, cut off or unreadable are
+                left out from the beginning, and a pack whose checksum is wrong is replaced by the
+                next one that is good. `bad_shards` and `num_bad_packs` count them.
+            max_bad_fraction: with ``skip``, the share of all packs that may be bad.
+
+        Raises:
+            ShardError: the dataset is missing, unfinished, of a newer format, or worse than
+                `max_bad_fraction`.
+            ValueError: there is no such split or width, no such mask or drop, or what is asked for
+                does not go together.
+        """
+        if pad_multiple < 1:
+            raise ValueError(f"pad_multiple is {pad_multiple}, must be 1 or above")
+        if fixed_shapes and not padded:
+            raise ValueError("fixed_shapes needs padded packs")
+        for name, word, words in (
+            ("token_order", token_order, TOKEN_ORDERS),
+            ("on_bad_shard", on_bad_shard, ON_BAD_SHARD),
+        ):
+            if word not in words:
+                raise ValueError(f"{name} is {word!r}, must be one of {', '.join(words)}")
+        self.folder = Path(folder)
+        self.padded, self.seed = padded, seed
+        self.document = read_dataset(self.folder)
+        self.pack_length = self.padded_length = self.document["pack_length"]
+        # Not every dataset says so.
+        pixels = self.document.get("pixels")
+        self.pixel_length = pixels["pack_length"] if pixels else 0
+        self.packs = list_packs(
+            self.document, folder=self.folder, split=split, token_width=token_width
+        )
+        self.bad_shards: dict[str, str] = {}
+        """With ``skip``: what was left out, by name, and why."""
+        self._skips, self._max_bad_fraction = on_bad_shard == "skip", max_bad_fraction
+        self._num_listed = len(self.packs)
+        if self._skips:
+            self._leave_out_bad_shards()
+        self._segments: SegmentTable | None = None
+        if padded and pad_multiple > 1:
+            # Rounded up, so that a pack as a whole is a multiple too.
+            longest = max(self.pack_length, self.segments.longest_pack(pad_multiple))
+            self.padded_length = -(-longest // pad_multiple) * pad_multiple
+        self._shape = PackShape(
+            self.padded_length if padded else None,
+            self.pixel_length if padded else None,
+            pad_multiple,
+            self.max_segments if fixed_shapes else None,
+        )
+        self._mask = self._choose_mask(mask)
+        self._drop = None if drop is None else read_drop(drop)
+        self._token_order = token_order
+        self._values = self._choose_values() if normalized else None
+        self.options = {
+            "split": split,
+            "token_width": token_width,
+            "mask": None if self._mask is None else str(self._mask),
+            "drop": None if self._drop is None else str(self._drop),
+            "token_order": token_order,
+        }
+        """What is drawn and read, for those who must know whether two are alike."""
+        # In shared memory, so that workers see what is set after they have started.
+        self._epoch = shared(torch.zeros((), dtype=torch.int64))
+        self._drop_rate = shared(torch.full((), math.nan, dtype=torch.float64))
+        self._bad = shared(torch.zeros(len(self.packs), dtype=torch.uint8))
+
+    @property
+    def segments(self) -> SegmentTable:
+        """How large the segments of all packs are."""
+        if self._segments is None:
+            self._segments = SegmentTable.of_folder(self.folder)
+        return self._segments
+
+    @property
+    def max_segments(self) -> int:
+        """Segments in the pack of the dataset that has the most."""
+        return self.segments.most_segments()
+
+    @property
+    def max_seqlen(self) -> int:
+        """Tokens of the longest segment of the dataset, as stored."""
+        return self.segments.longest()
+
+    @property
+    def num_bad_packs(self) -> int:
+        """With ``skip``: packs that were left out with their shards, or found to be damaged and
+        replaced by others, up to now, in all workers."""
+        return self._num_listed - len(self.packs) + int(self._bad.sum())
+
+    def set_epoch(self, epoch: int) -> None:
+        """Draw other masks, drops and orders: call it before each epoch's loop over a DataLoader.
+
+        Workers learn of it, those that persist too; what they have already read stays as it is.
+        """
+        if epoch < 0:
+            raise ValueError(f"epoch is {epoch}, must be 0 or above")
+        self._epoch.fill_(epoch)
+
+    def set_drop_rate(self, rate: float) -> None:
+        """From now on drop this share of each segment at random, in place of what `drop` says.
+
+        For schedules such as `spacepatch.drop.drop_rate_at`. Workers learn of it as of the epoch:
+        set before the loop, it holds for the whole epoch. Within one, it holds for what no worker
+        has read yet: some num_workers * prefetch_factor batches later, and which pack is the first
+        may differ from run to run.
+
+        Args:
+            rate: in [0, 1); int(L (1 - rate)) of L tokens stay, at least 1.
+        """
+        if not 0 <= rate < 1:
+            raise ValueError(f"rate is {rate}, must be in [0, 1)")
+        self._drop_rate.fill_(rate)
+
+    def tensors(self, stored: PackMembers, *, epoch: int) -> dict[str, Any]:
+        """See `PackDataset.__getitem__`."""
+        key = self.seed, epoch
+        drop = self._current_drop()
+        drawn = choose_tokens(stored, drop=drop, token_order=self._token_order, key=key)
+        if self._mask is not None:
+            visible = draw_visible(drawn.pack, self._mask, key)
+            drawn = replace(drawn, pack=replace(drawn.pack, visible=visible))
+        made = to_tensors(drawn.pack, self._shape, self._values)
+        if drop is not None or self._token_order != "stored" or drawn.pack.visible is not None:
+            keep, restore = encoder_order(drawn, stored.segments[:, 1].tolist())
+            made["keep"] = [torch.from_numpy(indices) for indices in keep]
+            made["restore"] = [torch.from_numpy(indices) for indices in restore]
+        return made
+
+    def count_bad(self, index: int, error: ShardError) -> None:
+        """Note a pack that cannot be read; raises `error` where none may be skipped."""
+        if not self._skips:
+            raise error
+        self._bad[index] = 1
+        self._check_bad_fraction()
+
+    def open_shard(self, run: Run, reader: type[ShardReader]) -> ShardReader:
+        """Raises a ShardError where it is not the shard that dataset.json lists."""
+        opened = reader(self.folder / f"{run.shard}.tar")
+        if len(opened) != run.shard_packs:
+            raise ShardError(
+                f"{opened.path}: has {len(opened)} packs, dataset.json says {run.shard_packs}; "
+                "run spacepatch tokenize to the end"
+            )
+        return opened
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        # A worker gets the memory itself; a plain pickle made a copy, for workers of its own.
+        for value in (self._epoch, self._drop_rate, self._bad):
+            shared(value)
+
+    def _leave_out_bad_shards(self) -> None:
+        for run in {run.shard: run for run in self.packs.runs}.values():
+            try:
+                self.open_shard(run, ShardReader).close()
+            except ShardError as error:
+                self.bad_shards[run.shard] = str(error)
+        self.packs = self.packs.without(list(self.bad_shards))
+        self._bad = torch.zeros(0, dtype=torch.uint8)
+        self._check_bad_fraction()
+        if not len(self.packs):
+            raise ShardError(f"{self.folder}: no shard can be read: {self.bad_shards}")
+
+    def _check_bad_fraction(self) -> None:
+        if self.num_bad_packs > self._max_bad_fraction * self._num_listed:
+            raise ShardError(
+                f"{self.folder}: {self.num_bad_packs} of {self._num_listed} packs are bad, more "
+                f"than max_bad_fraction = {self._max_bad_fraction}; run spacepatch verify"
+            )
+
+    def _choose_mask(self, given: str | None) -> Mask | None:
+        stored = "visible.npy" in self.document["members"]
+        if given is None and not stored:
+            given = self.document["settings"]["mask"]
+        return None if given is None else parse_mask(given)
+
+    def _choose_values(self) -> Values:
+        kind = self.document.get("kind", "pixels")
+        if kind == "codes":
+            raise ValueError(f"{self.folder}: codes cannot be normalized: they are indices")
+        if kind == "latents":
+            self._latent_space().config_scale()  # raises where the config does not say how
+            return self.to_model_space
+        return self.normalize
+
+    def _current_drop(self) -> Drop | None:
+        rate = float(self._drop_rate)
+        return self._drop if math.isnan(rate) else RandomDrop(Choice((Fraction(rate),)))
+
+
+def shared(value: torch.Tensor) -> torch.Tensor:
+    """The same tensor, whose memory the processes that it is handed to have too."""
+    return value.share_memory_()  # type: ignore[no-any-return, no-untyped-call]
