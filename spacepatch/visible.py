@@ -33,9 +33,11 @@ class RandomMask:
     def __str__(self) -> str:
         return f"random:{write_number(self.rate)}"
 
+    def num_visible(self, grid_thw: tuple[int, int, int]) -> int:
+        return max(1, int(math.prod(grid_thw) * (1 - float(self.rate))))
+
     def visible(self, grid_thw: tuple[int, int, int], draws: Draws) -> np.ndarray:
-        num_tokens = math.prod(grid_thw)
-        return _at_random(num_tokens, int(num_tokens * (1 - float(self.rate))), draws)
+        return _at_random(math.prod(grid_thw), self.num_visible(grid_thw), draws)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,9 +52,13 @@ class TubeMask:
     def __str__(self) -> str:
         return f"tube:{write_number(self.rate)}"
 
+    def num_visible(self, grid_thw: tuple[int, int, int]) -> int:
+        num_cells = grid_thw[1] * grid_thw[2]
+        return grid_thw[0] * (num_cells - int(float(self.rate) * num_cells))
+
     def visible(self, grid_thw: tuple[int, int, int], draws: Draws) -> np.ndarray:
         num_rows, num_cells = grid_thw[0], grid_thw[1] * grid_thw[2]
-        seen = _at_random(num_cells, num_cells - int(float(self.rate) * num_cells), draws)
+        seen = _at_random(num_cells, self.num_visible(grid_thw) // num_rows, draws)
         return np.tile(seen, num_rows)
 
 
@@ -120,7 +126,7 @@ MASKS: dict[str, Callable[[Fraction], RandomMask | TubeMask]] = {
 
 
 def _at_random(num_tokens: int, num_visible: int, draws: Draws) -> np.ndarray:
-    """``(num_tokens,)`` bool, at least one True."""
+    """``(num_tokens,)`` bool."""
     seen = np.zeros(num_tokens, bool)
-    seen[keep_random(num_tokens, max(1, num_visible), draws=draws)] = True
+    seen[keep_random(num_tokens, num_visible, draws=draws)] = True
     return seen

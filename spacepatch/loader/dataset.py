@@ -6,10 +6,12 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from torch.utils.data import Dataset
 
 from spacepatch.errors import ShardError
 from spacepatch.loader.packs import Packs
+from spacepatch.randomness import Draws
 from spacepatch.shards import PackMembers, ShardReader
 
 MAX_OPEN_SHARDS = 128
@@ -83,6 +85,32 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
     def read(self, index: int, *, epoch: int) -> dict[str, Any]:
         """As `__getitem__`, in an epoch that is given."""
         return self.tensors(self._stored(index), epoch=epoch)
+
+    @property
+    def datasets(self) -> list[PackDataset]:
+        """Itself: see `PackMix`."""
+        return [self]
+
+    @property
+    def names(self) -> list[str]:
+        return [str(self.folder)]
+
+    def groups(self, epoch: int, *, shuffle: bool) -> dict[str, np.ndarray]:
+        """The packs of an epoch that can make a batch with one another, in order.
+
+        Returns:
+            By a name, ``(n, 3)`` int64: 0, the epoch that masks and drops are drawn by, the number
+            of the pack.
+        """
+        groups = {}
+        for width in self.packs.widths():
+            numbers = self.packs.of_width(width)
+            if shuffle:
+                numbers = numbers[Draws(self.seed, epoch, "packs", width).order(len(numbers))]
+            groups[str(width)] = np.stack(
+                [np.zeros_like(numbers), np.full_like(numbers, epoch), numbers], axis=-1
+            )
+        return groups
 
     def __getstate__(self) -> dict[str, Any]:
         # A memory map cannot be pickled; a worker opens its own.

@@ -136,18 +136,35 @@ class Packs(TokenValues):
         self._drop = None if drop is None else read_drop(drop)
         self._token_order = token_order
         self._values = self._choose_values() if normalized else None
-        self.options = {
+        self._options = {
             "split": split,
             "token_width": token_width,
             "mask": None if self._mask is None else str(self._mask),
             "drop": None if self._drop is None else str(self._drop),
             "token_order": token_order,
         }
-        """What is drawn and read, for those who must know whether two are alike."""
         # In shared memory, so that workers see what is set after they have started.
         self._epoch = shared(torch.zeros((), dtype=torch.int64))
         self._drop_rate = shared(torch.full((), math.nan, dtype=torch.float64))
         self._bad = shared(torch.zeros(len(self.packs), dtype=torch.uint8))
+
+    def identity(self) -> dict[str, Any]:
+        """What a stream of the packs hangs on."""
+        return {
+            "plan_id": self.document["plan_id"],
+            "packs": len(self.packs),
+            "seed": self.seed,
+            **self._options,
+        }
+
+    def shape_of(self, width: int) -> tuple[Any, ...]:
+        """The same for packs that make batches with one another."""
+        dtype = "float32" if self._values else self.document["token_dtype"]
+        drawn = [name for name in ("mask", "drop") if self._options[name]]
+        return (
+            (self.document.get("kind"), dtype, width, *self.document["members"]),
+            (self._shape, *drawn, self._token_order),
+        )
 
     @property
     def segments(self) -> SegmentTable:
@@ -180,6 +197,11 @@ class Packs(TokenValues):
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}, must be 0 or above")
         self._epoch.fill_(epoch)
+
+    def set_mask(self, mask: Mask) -> None:
+        """Draw this mask from now on; in this process only."""
+        self._mask = mask
+        self._options = self._options | {"mask": str(mask)}
 
     def set_drop_rate(self, rate: float) -> None:
         """From now on drop this share of each segment at random, in place of what `drop` says.

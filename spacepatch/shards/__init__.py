@@ -1,6 +1,6 @@
 """The on-disk format: write it, read it, its version. Nothing else knows a member's name."""
 
-from spacepatch.shards.reading import PackMembers, ShardReader
+from spacepatch.shards.reading import PackMembers, SequentialShardReader, ShardReader
 from spacepatch.shards.receipts import ShardReceipt, read_receipt, receipt_path
 from spacepatch.shards.tables import (
     DATASET,
@@ -27,6 +27,7 @@ __all__ = [
     "Layout",
     "PackMembers",
     "SegmentContent",
+    "SequentialShardReader",
     "ShardReader",
     "ShardReceipt",
     "check_version",

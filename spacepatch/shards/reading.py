@@ -6,6 +6,7 @@ import io
 import json
 import mmap
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
 from types import TracebackType
@@ -60,13 +61,12 @@ class ShardReader:
         self.receipt = receipt or read_receipt(tar.with_name(f"{self.stem}.json"))
         self._checked: set[int] = set()
         try:
-            with tar.open("rb") as file:
-                self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            self._size = self._open(tar)
         except (OSError, ValueError) as error:
             raise ShardError(f"{tar}: cannot be opened ({error})") from None
         size = self.receipt.files.get(tar.name, {}).get("bytes")
-        if len(self._map) != size:
-            raise ShardError(f"{tar}: is {len(self._map)} bytes, its receipt says {size}: cut off?")
+        if self._size != size:
+            raise ShardError(f"{tar}: is {self._size} bytes, its receipt says {size}: cut off?")
         index = tar.with_name(f"{self.stem}.index.npy")
         try:
             content = index.read_bytes()
@@ -111,9 +111,9 @@ class ShardReader:
         except ValueError:
             raise ShardError(f"{self.path}: packs have no member {name}") from None
         offset, size = (int(value) for value in self._index[pack, place])
-        if offset + size > len(self._map):
+        if offset + size > self._size:
             raise ShardError(f"{self.path}: cut off: pack {pack} ends at byte {offset + size}")
-        return memoryview(self._map)[offset : offset + size]
+        return self._content(offset, size)
 
     def crc32c(self, pack: int) -> int:
         """Checksum of the data of a pack's members, in order."""
@@ -170,8 +170,58 @@ class ShardReader:
             document=self.document(pack),
         )
 
+    def _open(self, tar: Path) -> int:
+        """Returns its size in bytes."""
+        with tar.open("rb") as file:
+            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+        return len(self._map)
+
+    def _content(self, offset: int, size: int) -> memoryview:
+        return memoryview(self._map)[offset : offset + size]
+
     def _optional(self, pack: int, name: str) -> np.ndarray | None:
         return self.array(pack, name) if name in self.receipt.members else None
+
+
+class SequentialShardReader(ShardReader):
+    """The same by one read of a whole pack, not by map: for packs that are read in order, from
+    disks and file systems where reading here and there is slow."""
+
+    def read(self, pack: int) -> PackMembers:
+        """One pack; its arrays are backed by memory of its own."""
+        (first, _), *_, (last, size) = self._index[pack].tolist()
+        if not first <= last <= last + size <= self._size:
+            raise ShardError(f"{self.path}: cut off: pack {pack} ends at byte {last + size}")
+        self._held = first, self._read(first, last + size - first)
+        return super().read(pack)
+
+    def close(self) -> None:
+        self._held = 0, memoryview(b"")
+
+    def _open(self, tar: Path) -> int:
+        self.close()
+        return tar.stat().st_size
+
+    def _read(self, offset: int, size: int) -> memoryview:
+        # Opened each time: workers that were forked would share one place in an open file.
+        content = memoryview(bytearray(size))
+        length = 0
+        try:
+            with self.path.open("rb", buffering=0) as file:
+                file.seek(offset)
+                while length < size and (num_bytes := file.readinto(content[length:])):
+                    length += num_bytes
+        except OSError as error:
+            raise ShardError(f"{self.path}: cannot be read ({error})") from None
+        if length < size:
+            raise ShardError(f"{self.path}: cut off at byte {offset + length}")
+        return content.toreadonly()
+
+    def _content(self, offset: int, size: int) -> memoryview:
+        start, content = self._held
+        if start <= offset and offset + size <= start + len(content):
+            return content[offset - start : offset - start + size]
+        return self._read(offset, size)
 
 
 def positions_of_kept(kept: np.ndarray, segments: np.ndarray) -> np.ndarray:
@@ -185,13 +235,22 @@ def positions_of_kept(kept: np.ndarray, segments: np.ndarray) -> np.ndarray:
 def _read_npy(content: Any, where: str) -> np.ndarray:
     """An npy member (version 1 or 2), never with pickled objects; no copy of the data."""
     view = memoryview(content)
-    buffer = io.BytesIO(bytes(view[: min(len(view), 4096)]))
+    # Version, and the length of what follows: two bytes, or four.
+    length = int.from_bytes(view[8:10], "little") if bytes(view[6:7]) == b"\1" else 4096
     try:
-        version = np.lib.format.read_magic(buffer)
-        read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
-        shape, fortran, dtype = read[version[0]](buffer)
-        if dtype.hasobject or fortran:
-            raise ValueError("objects or Fortran order")
-        return np.frombuffer(view[buffer.tell() :], dtype).reshape(shape)
+        shape, dtype, start = _read_header(bytes(view[: min(10 + length, 4096)]))
+        return np.frombuffer(view[start:], dtype).reshape(shape)
     except (ValueError, KeyError, TypeError, SyntaxError, TokenError) as error:
         raise ShardError(f"{where}: no plain npy ({error})") from None
+
+
+@lru_cache(maxsize=256)
+def _read_header(content: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
+    """Shape, dtype and where the data begin. Full packs have one header: it is read once."""
+    buffer = io.BytesIO(content)
+    version = np.lib.format.read_magic(buffer)
+    read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
+    shape, fortran, dtype = read[version[0]](buffer)
+    if dtype.hasobject or fortran:
+        raise ValueError("objects or Fortran order")
+    return shape, dtype, buffer.tell()

@@ -1,0 +1,101 @@
+"""Steps of packs that are read by number: one order for all, shared out among ranks and workers."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from torch.utils.data import DataLoader, Dataset
+
+from spacepatch.loader.order import Consumed, EpochCounts, EpochOrder
+from spacepatch.loader.sharing import Sharing
+
+if TYPE_CHECKING:
+    from spacepatch.loader.dataset import PackDataset
+    from spacepatch.loader.mixing import PackMix
+
+Key = tuple[int, int, int]
+"""(dataset, epoch, number) of a pack."""
+
+
+class NumberedSteps:
+    """Any number of ranks and workers gives the same packs in the same order."""
+
+    def __init__(
+        self,
+        packs: PackDataset | PackMix,
+        sharing: Sharing,
+        *,
+        collate_fn: Callable[[list[dict[str, Any]]], Any],
+        options: dict[str, Any],
+    ) -> None:
+        self._packs, self._sharing = packs, sharing
+        self._keys = _Keys()
+        self._loader: DataLoader[Any] = DataLoader(
+            _Numbered(packs.datasets),
+            batch_sampler=self._keys,
+            collate_fn=collate_fn,
+            num_workers=sharing.num_workers,
+            **options,
+        )
+
+    def identity(self) -> dict[str, Any]:
+        return self._packs.identity() | {"shuffle": self._sharing.shuffle}
+
+    def counts(self, epoch: int, progress: Consumed) -> EpochCounts:
+        return self._order(epoch).counts(progress)
+
+    def given(self, epoch: int, progress: Consumed) -> dict[str, int]:
+        """Of each dataset, the packs that were given in this epoch."""
+        groups = self._order(epoch).groups
+        return {
+            name: sum(
+                int((rows[: progress.get(group, 0), 0] == number).sum())
+                for group, rows in groups.items()
+            )
+            for number, name in enumerate(self._packs.names)
+        }
+
+    def batches(
+        self, epoch: int, progress: Consumed
+    ) -> Iterator[tuple[dict[str, Any], dict[str, int]]]:
+        """What is left of an epoch: each batch, with what is consumed after it."""
+        self._keys.begin(self._order(epoch).steps(progress), self._sharing)
+        for batch in self._loader:
+            yield batch, self._keys.consumed.popleft()
+
+    def _order(self, epoch: int) -> EpochOrder:
+        return EpochOrder(
+            self._packs.groups(epoch, shuffle=self._sharing.shuffle),
+            self._sharing.batch_size * self._sharing.world_size,
+            self._sharing.uneven,
+            (self._packs.seed, epoch),
+        )
+
+
+class _Keys:
+    """The keys of one rank's batches, and what is consumed after each. A loader asks for keys some
+    batches before it gives those out."""
+
+    def __init__(self) -> None:
+        self.consumed: deque[dict[str, int]] = deque()
+
+    def begin(self, steps: Iterator[Any], sharing: Sharing) -> None:
+        self._steps, self._sharing = steps, sharing
+        self.consumed.clear()
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        first = self._sharing.rank * self._sharing.batch_size
+        for rows, consumed in self._steps:
+            self.consumed.append(consumed)
+            yield [tuple(row) for row in rows[first : first + self._sharing.batch_size].tolist()]
+
+
+class _Numbered(Dataset[dict[str, Any]]):
+    def __init__(self, datasets: Sequence[PackDataset]) -> None:
+        self._datasets = tuple(datasets)
+
+    def __getitem__(self, key: Key) -> dict[str, Any]:
+        dataset, epoch, number = key
+        return self._datasets[dataset].read(number, epoch=epoch)
