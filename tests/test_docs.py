@@ -66,7 +66,7 @@ def test_the_training_example_of_the_readme_runs(sample_clips: Path, tmp_path: P
     ran = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    assert "torch.Size([8192, 1536])" in ran.stdout
+    assert "torch.Size([2, 8192, 1536])" in ran.stdout
 
 
 def test_the_reading_example_of_the_format_page_runs(sample_clips: Path, tmp_path: Path) -> None:

@@ -222,16 +222,17 @@ class Packs(TokenValues):
         """See `PackDataset.__getitem__`."""
         key = self.seed, epoch
         drop = self._current_drop()
+        if drop is None and self._token_order == "stored" and not self._has_mask(stored):
+            return to_tensors(stored, self._shape, self._values)
         drawn = choose_tokens(stored, drop=drop, token_order=self._token_order, key=key)
         if self._mask is not None:
             visible = draw_visible(drawn.pack, self._mask, key)
             drawn = replace(drawn, pack=replace(drawn.pack, visible=visible))
-        made = to_tensors(drawn.pack, self._shape, self._values)
-        if drop is not None or self._token_order != "stored" or drawn.pack.visible is not None:
-            keep, restore = encoder_order(drawn, stored.segments[:, 1].tolist())
-            made["keep"] = [torch.from_numpy(indices) for indices in keep]
-            made["restore"] = [torch.from_numpy(indices) for indices in restore]
-        return made
+        keep, restore = encoder_order(drawn, stored.segments[:, 1].tolist())
+        return to_tensors(drawn.pack, self._shape, self._values) | {
+            "keep": [torch.from_numpy(indices) for indices in keep],
+            "restore": [torch.from_numpy(indices) for indices in restore],
+        }
 
     def count_bad(self, index: int, error: ShardError) -> None:
         """Note a pack that cannot be read; raises `error` where none may be skipped."""
@@ -289,6 +290,9 @@ class Packs(TokenValues):
             self._latent_space().config_scale()  # raises where the config does not say how
             return self.to_model_space
         return self.normalize
+
+    def _has_mask(self, stored: PackMembers) -> bool:
+        return self._mask is not None or stored.visible is not None
 
     def _current_drop(self) -> Drop | None:
         rate = float(self._drop_rate)

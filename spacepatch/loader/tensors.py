@@ -52,9 +52,9 @@ def to_tensors(pack: PackMembers, shape: PackShape, values: Values | None) -> di
     borders = np.concatenate([[0], np.cumsum(lengths)])
     padded = np.concatenate([[0], np.cumsum(-(-lengths // shape.multiple) * shape.multiple)])
     # Of each token: where the rows of its segment start among the rows of all, and its own t.
-    first_row = np.repeat(np.cumsum(grids[:, 0]) - grids[:, 0], lengths)
-    row_seconds = np.concatenate([segment["seconds"] for segment in described])
-    seconds = row_seconds[first_row + pack.positions[:, 0]]
+    rows = np.repeat(np.cumsum(grids[:, 0], dtype=np.int64) - grids[:, 0], lengths)
+    rows += pack.positions[:, 0]
+    seconds = np.concatenate([segment["seconds"] for segment in described]).take(rows)
     length = int(padded[-1]) if shape.length is None else shape.length
     places: slice | np.ndarray = slice(int(borders[-1]))
     if shape.multiple > 1:
