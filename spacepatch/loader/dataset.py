@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset
 
-from spacepatch.errors import ShardError
 from spacepatch.loader.packs import Packs
 from spacepatch.randomness import Draws
 from spacepatch.shards import PackMembers, ShardReader
@@ -82,9 +82,14 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
         """
         return self.read(range(len(self))[index], epoch=int(self._epoch))
 
+    def __iter__(self) -> Iterator[dict[str, Any]]:
+        """All packs in their order, of the epoch that is set."""
+        for index in range(len(self)):
+            yield self[index]
+
     def read(self, index: int, *, epoch: int) -> dict[str, Any]:
         """As `__getitem__`, in an epoch that is given."""
-        return self.tensors(self._stored(index), epoch=epoch)
+        return self.tensors(self.stored(index, self._read), epoch=epoch)
 
     @property
     def datasets(self) -> list[PackDataset]:
@@ -116,20 +121,8 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
         # A memory map cannot be pickled; a worker opens its own.
         return self.__dict__ | {"_readers": {}}
 
-    def _stored(self, index: int) -> PackMembers:
-        """A pack, or where it is bad and may be skipped the next good one of its width."""
-        run, number = self.packs.find(index)
-        try:
-            return self._reader(index).read(number)
-        except ShardError as error:
-            self.count_bad(index, error)
-        others = self.packs.of_width(run.width)
-        for other in [*others[others > index], *others[others < index]]:
-            try:
-                return self._reader(int(other)).read(self.packs.find(int(other))[1])
-            except ShardError as error:
-                self.count_bad(int(other), error)
-        raise ShardError(f"{self.folder}: no pack can be read any more")
+    def _read(self, index: int) -> PackMembers:
+        return self._reader(index).read(self.packs.find(index)[1])
 
     def _reader(self, index: int) -> ShardReader:
         if self._process != os.getpid():

@@ -121,11 +121,12 @@ def list_packs(
 
 @dataclass(frozen=True, slots=True)
 class SegmentTable:
-    """What of each stored segment says how large packs are, from segments.parquet: four arrays of
-    one entry a segment."""
+    """What of each stored segment says how large packs are, from segments.parquet."""
 
+    keys: np.ndarray
+    """int64, of each pack and not of each segment: the number of its shard, and its own, sorted."""
     pack: np.ndarray
-    """int64: which of the dataset's packs it lies in; 0, 1, .. in no order of theirs."""
+    """int64: which of these it lies in."""
     num_tokens: np.ndarray
     """int64: of its grid."""
     num_kept: np.ndarray
@@ -147,9 +148,17 @@ class SegmentTable:
             table[name].to_numpy().astype(np.int64)
             for name in ("shard", "pack", "num_tokens", "num_kept")
         )
-        _, numbers = np.unique(shard << 32 | pack, return_inverse=True)
+        keys, numbers = np.unique(shard << 32 | pack, return_inverse=True)
         grids = table["grid_thw"].combine_chunks().flatten().to_numpy()
-        return cls(numbers, num_tokens, num_kept, grids.astype(np.int64).reshape(-1, 3))
+        return cls(keys, numbers, num_tokens, num_kept, grids.astype(np.int64).reshape(-1, 3))
+
+    def places_of(self, packs: PackList) -> np.ndarray:
+        """``(packs,)`` int64: where the packs of a list are among those of the table."""
+        keys = []
+        for run in packs.runs:
+            number = int(run.shard.rpartition("-")[2])  # NAME-000000
+            keys.append((number << 32) + np.arange(run.first, run.first + run.packs))
+        return np.searchsorted(self.keys, np.concatenate(keys))
 
     def most_segments(self) -> int:
         """Of any pack."""

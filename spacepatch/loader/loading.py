@@ -141,7 +141,7 @@ class PackLoader:
         Raises:
             ValueError: the state is of other packs, or of another way to draw or share them.
         """
-        if not isinstance(state, dict) or state.get("version") != STATE_VERSION:
+        if not _is_state(state):
             raise ValueError(
                 f"the state is no state of PackLoader, version {STATE_VERSION}: "
                 "start the epoch anew with set_epoch()"
@@ -154,9 +154,24 @@ class PackLoader:
         ]
         if differences:
             raise ValueError(f"the state is of another stream: {'; '.join(differences)}")
+        self._steps.check(state["epoch"], state["progress"])
         self.set_epoch(state["epoch"])
-        self._progress = {str(name): int(number) for name, number in state["progress"].items()}
+        self._progress = dict(state["progress"])
 
     def _leave_finished_epoch(self) -> None:
         if not self.num_steps_left:
             self.set_epoch(self._epoch + 1)
+
+
+def _is_state(state: Any) -> bool:
+    """Has it the form of one? What it says is looked at later."""
+    return (
+        isinstance(state, dict)
+        and type(state.get("version")) is int
+        and state["version"] == STATE_VERSION
+        and isinstance(state.get("of"), dict)
+        and type(state.get("epoch")) is int
+        and state["epoch"] >= 0
+        and isinstance(state.get("progress"), dict)
+        and all(type(number) is int for number in state["progress"].values())
+    )

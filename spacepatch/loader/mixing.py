@@ -50,7 +50,7 @@ class PackMix:
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(f"the weight of {name} is {weight}, must be above 0")
         total = sum(map(len, self.datasets)) if num_packs is None else num_packs
-        self.quotas = _quotas(self.weights, total)
+        self.quotas = _quotas(self.weights, max(0, total))
         """Packs of each dataset in an epoch."""
         if not all(self.quotas):
             least = math.ceil(sum(self.weights) / min(self.weights))
@@ -61,11 +61,13 @@ class PackMix:
 
     def groups(self, epoch: int, *, shuffle: bool) -> dict[str, np.ndarray]:
         """See `PackDataset.groups`."""
-        rows = np.concatenate(
-            [self._rows(number, epoch, shuffle=shuffle) for number in range(len(self.datasets))]
-        )
+        turns = np.repeat(np.arange(len(self.datasets)), self.quotas)
         if shuffle:
-            rows = rows[Draws(self.seed, epoch, "mix").order(len(rows))]
+            turns = turns[Draws(self.seed, epoch, "mix").order(len(turns))]
+        # Drawn is whose turn it is; the packs of each dataset stay in the order of its passes.
+        rows = np.empty((len(turns), 3), np.int64)
+        for number in range(len(self.datasets)):
+            rows[turns == number] = self._rows(number, epoch, shuffle=shuffle)
         # Of each dataset and width, the group: packs of one shape share the first one's.
         names: dict[tuple[Any, ...], str] = {}
         groups: dict[str, np.ndarray] = {}

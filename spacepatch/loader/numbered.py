@@ -32,6 +32,7 @@ class NumberedSteps:
     ) -> None:
         self._packs, self._sharing = packs, sharing
         self._keys = _Keys()
+        self._drawn: EpochOrder | None = None
         self._loader: DataLoader[Any] = DataLoader(
             _Numbered(packs.datasets),
             batch_sampler=self._keys,
@@ -45,6 +46,12 @@ class NumberedSteps:
 
     def counts(self, epoch: int, progress: Consumed) -> EpochCounts:
         return self._order(epoch).counts(progress)
+
+    def check(self, epoch: int, progress: Consumed) -> None:
+        """Raises a ValueError where the epoch cannot have come so far."""
+        packs = {name: len(rows) for name, rows in self._order(epoch).groups.items()}
+        if any(not 0 <= number <= packs.get(name, -1) for name, number in progress.items()):
+            raise ValueError(f"the state is at {dict(progress)} of {packs} packs")
 
     def given(self, epoch: int, progress: Consumed) -> dict[str, int]:
         """Of each dataset, the packs that were given in this epoch."""
@@ -66,6 +73,12 @@ class NumberedSteps:
             yield batch, self._keys.consumed.popleft()
 
     def _order(self, epoch: int) -> EpochOrder:
+        # Kept: of a million packs it takes a while to draw.
+        if self._drawn is None or self._drawn.key[1] != epoch:
+            self._drawn = self._draw(epoch)
+        return self._drawn
+
+    def _draw(self, epoch: int) -> EpochOrder:
         return EpochOrder(
             self._packs.groups(epoch, shuffle=self._sharing.shuffle),
             self._sharing.batch_size * self._sharing.world_size,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -153,6 +154,7 @@ class Packs(TokenValues):
         return {
             "plan_id": self.document["plan_id"],
             "packs": len(self.packs),
+            "left_out": sorted(self.bad_shards),
             "seed": self.seed,
             **self._options,
         }
@@ -234,12 +236,19 @@ class Packs(TokenValues):
             "restore": [torch.from_numpy(indices) for indices in restore],
         }
 
-    def count_bad(self, index: int, error: ShardError) -> None:
-        """Note a pack that cannot be read; raises `error` where none may be skipped."""
-        if not self._skips:
-            raise error
-        self._bad[index] = 1
-        self._check_bad_fraction()
+    def stored(self, index: int, read: Callable[[int], PackMembers]) -> PackMembers:
+        """A pack, or where it is bad and may be skipped the next good one of its width."""
+        try:
+            return read(index)
+        except ShardError as error:
+            self._count_bad(index, error)
+        others = self.packs.of_width(self.packs.find(index)[0].width)
+        for other in [*others[others > index].tolist(), *others[others < index].tolist()]:
+            try:
+                return read(other)
+            except ShardError as error:
+                self._count_bad(other, error)
+        raise ShardError(f"{self.folder}: no pack can be read any more")
 
     def open_shard(self, run: Run, reader: type[ShardReader]) -> ShardReader:
         """Raises a ShardError where it is not the shard that dataset.json lists."""
@@ -256,6 +265,13 @@ class Packs(TokenValues):
         # A worker gets the memory itself; a plain pickle made a copy, for workers of its own.
         for value in (self._epoch, self._drop_rate, self._bad):
             shared(value)
+
+    def _count_bad(self, index: int, error: ShardError) -> None:
+        """Note a pack that cannot be read; raises `error` where none may be skipped."""
+        if not self._skips:
+            raise error
+        self._bad[index] = 1
+        self._check_bad_fraction()
 
     def _leave_out_bad_shards(self) -> None:
         for run in {run.shard: run for run in self.packs.runs}.values():
@@ -275,6 +291,11 @@ class Packs(TokenValues):
                 f"{self.folder}: {self.num_bad_packs} of {self._num_listed} packs are bad, more "
                 f"than max_bad_fraction = {self._max_bad_fraction}; run spacepatch verify"
             )
+
+    @property
+    def can_replace(self) -> bool:
+        """May another pack come in the place of a bad one?"""
+        return self._skips
 
     def _choose_mask(self, given: str | None) -> Mask | None:
         stored = "visible.npy" in self.document["members"]

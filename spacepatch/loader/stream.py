@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
-from spacepatch.errors import ShardError
 from spacepatch.loader.order import rank_and_world
 from spacepatch.loader.packs import Packs
 from spacepatch.randomness import Draws
@@ -60,7 +59,7 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
         slot = Slot(rank * num_workers + worker, world_size * num_workers)
         epoch = int(self._epoch)
         for numbers in self.shares(epoch, slot, shuffle=True).values():
-            yield from self.packs_of(numbers, epoch)
+            yield from self.packs_of(numbers, epoch, shuffle=True)
 
     def shares(self, epoch: int, slot: Slot, *, shuffle: bool) -> dict[int, np.ndarray]:
         """Of each token width ``(n,)`` int64: the packs of a slot, in the order that it gives them.
@@ -80,52 +79,42 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
 
     def in_order(self, epoch: int, *, shuffle: bool) -> dict[int, np.ndarray]:
         """Of each token width ``(n,)`` int64: the packs of all slots, shard after shard."""
-        shards = list(dict.fromkeys(run.shard for run in self.packs.runs))
-        places = np.arange(len(shards))
-        if shuffle:
-            places = np.argsort(Draws(self.seed, epoch, "shards").order(len(shards)))
-        rank = dict(zip(shards, places.tolist(), strict=True))
+        places = self._places(epoch, shuffle=shuffle)
         order: dict[int, np.ndarray] = {}
         for width in self.packs.widths():
-            numbers = self.packs.of_width(width)
-            drawn = np.array([rank[self.packs.find(int(number))[0].shard] for number in numbers])
-            order[width] = numbers[np.argsort(drawn, kind="stable")]
+            runs = [run for run in self.packs.runs if run.width == width]
+            drawn = np.repeat([places[run.shard] for run in runs], [run.packs for run in runs])
+            order[width] = self.packs.of_width(width)[np.argsort(drawn, kind="stable")]
         return order
 
-    def packs_of(self, numbers: np.ndarray, epoch: int) -> Iterator[dict[str, Any]]:
+    def packs_of(
+        self, numbers: np.ndarray, epoch: int, *, shuffle: bool
+    ) -> Iterator[dict[str, Any]]:
         """These packs, in this order; read in the order of the shards, a buffer at a time."""
+        places = self._places(epoch, shuffle=shuffle)
         for first in range(0, len(numbers), self.shuffle_buffer):
             wanted = numbers[first : first + self.shuffle_buffer].tolist()
-            read = self._read_together(wanted)
+            in_order = sorted(
+                set(wanted), key=lambda number: (places[self.packs.find(number)[0].shard], number)
+            )
+            read = {number: self.stored(number, self._read) for number in in_order}
             for number in wanted:
                 yield self.tensors(read[number], epoch=epoch)
 
     def __getstate__(self) -> dict[str, Any]:
         return self.__dict__ | {"_reader": None}
 
-    def _read_together(self, wanted: list[int]) -> dict[int, PackMembers]:
-        read, bad = {}, []
-        for number in sorted(set(wanted)):
-            try:
-                read[number] = self._read(number)
-            except ShardError as error:
-                self.count_bad(number, error)
-                bad.append(number)
-        if not read:
-            raise ShardError(
-                f"{self.folder}: none of the {len(bad)} packs that are read together can be read; "
-                "a greater shuffle_buffer has others to replace them"
-            )
-        good = sorted(read)
-        for number in bad:
-            read[number] = read[next((other for other in good if other > number), good[0])]
-        return read
+    def _places(self, epoch: int, *, shuffle: bool) -> dict[str, int]:
+        """Of each shard, when its turn comes."""
+        shards = list(dict.fromkeys(run.shard for run in self.packs.runs))
+        order = np.arange(len(shards))
+        if shuffle:
+            order = Draws(self.seed, epoch, "shards").order(len(shards))
+        return {shards[number]: place for place, number in enumerate(order.tolist())}
 
     def _read(self, number: int) -> PackMembers:
         run, place = self.packs.find(number)
         if self._reader is None or self._reader[0] != run.shard:
-            if self._reader is not None:
-                self._reader[1].close()
             self._reader = None
             self._reader = run.shard, self.open_shard(run, SequentialShardReader)
         return self._reader[1].read(place)

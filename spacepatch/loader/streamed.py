@@ -43,8 +43,8 @@ class StreamedSteps:
 
     def counts(self, epoch: int, progress: Mapping[str, int]) -> EpochCounts:
         total = self._shares.num_slots
-        batches = self._shares.num_batches(epoch)
-        listed = {width: len(n) for width, n in self._packs.in_order(epoch, shuffle=False).items()}
+        batches = self._shares.num_batches()
+        listed = self._shares.num_packs()
         given = {width: batches[width] * total * self._sharing.batch_size for width in listed}
         steps = sum(batches.values()) * max(1, self._sharing.num_workers)
         return EpochCounts(
@@ -53,6 +53,12 @@ class StreamedSteps:
             repeated=sum(max(0, given[width] - listed[width]) for width in listed),
             dropped=sum(max(0, listed[width] - given[width]) for width in listed),
         )
+
+    def check(self, epoch: int, progress: Mapping[str, int]) -> None:
+        """Raises a ValueError where the epoch cannot have come so far."""
+        steps = self.counts(epoch, {}).steps
+        if set(progress) > {"steps"} or not 0 <= progress.get("steps", 0) <= steps:
+            raise ValueError(f"the state is at {dict(progress)} of {steps} steps")
 
     def given(self, epoch: int, progress: Mapping[str, int]) -> dict[str, int]:
         """The packs that were given in this epoch, those that are given twice counted twice."""
@@ -84,14 +90,18 @@ class _Shares(IterableDataset[Any]):
     def begin(self, epoch: int, step: int) -> None:
         self._start[0], self._start[1] = epoch, step
 
-    def num_batches(self, epoch: int) -> dict[int, int]:
+    def num_packs(self) -> dict[int, int]:
+        """Of each token width."""
+        packs = self._packs.packs
+        return {width: len(packs.of_width(width)) for width in packs.widths()}
+
+    def num_batches(self) -> dict[int, int]:
         """Of each token width, the batches of each worker."""
         size, pads = self._sharing.batch_size, self._sharing.uneven == "pad"
-        numbers = self._packs.in_order(epoch, shuffle=False)
         # Shares differ by one pack: the longest is rounded up, or the shortest down.
         return {
-            width: (len(n) + pads * (self.num_slots * size - 1)) // self.num_slots // size
-            for width, n in numbers.items()
+            width: (num_packs + pads * (self.num_slots * size - 1)) // self.num_slots // size
+            for width, num_packs in self.num_packs().items()
         }
 
     def __iter__(self) -> Iterator[Any]:
@@ -105,7 +115,7 @@ class _Shares(IterableDataset[Any]):
         widths = self._widths(epoch, worker)
         size = self._sharing.batch_size
         streams = {}
-        for width, batches in self.num_batches(epoch).items():
+        for width, batches in self.num_batches().items():
             own = shares[width]
             if not len(own):  # fewer packs than workers
                 everything = self._packs.in_order(epoch, shuffle=self._sharing.shuffle)[width]
@@ -119,7 +129,7 @@ class _Shares(IterableDataset[Any]):
 
     def _widths(self, epoch: int, worker: int) -> np.ndarray:
         """The token width of each batch: of the same worker, the same on all ranks."""
-        batches = self.num_batches(epoch)
+        batches = self.num_batches()
         widths = np.repeat(list(batches), list(batches.values()))
         if self._sharing.shuffle and len(batches) > 1:
             draws = Draws(self._packs.seed, epoch, "widths", worker)
@@ -130,8 +140,8 @@ class _Shares(IterableDataset[Any]):
         """What comes after the first `before` packs. What is left of a buffer is read again."""
         buffer = self._packs.shuffle_buffer
         rest = -before % buffer
-        yield from self._packs.packs_of(numbers[before : before + rest], epoch)
-        yield from self._packs.packs_of(numbers[before + rest :], epoch)
+        for part in (numbers[before : before + rest], numbers[before + rest :]):
+            yield from self._packs.packs_of(part, epoch, shuffle=self._sharing.shuffle)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

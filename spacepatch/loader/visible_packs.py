@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -13,7 +14,7 @@ from torch.nn.functional import pad
 from spacepatch.loader.batches import collate
 from spacepatch.loader.dataset import PackDataset
 from spacepatch.loader.loading import PackLoader
-from spacepatch.visible import RandomMask, TubeMask, parse_mask
+from spacepatch.visible import MASKS, RandomMask, TubeMask
 
 LENGTH_UNIT = 64
 """Lengths of encoder sequences are multiples of so many tokens, as kernels like them."""
@@ -56,13 +57,15 @@ def visible_packs(
     """
     if not packs.padded:
         raise ValueError("visible_packs needs padded packs: the decoder's stack to a batch")
-    mask = parse_mask(f"{kind}:{mask_rate}")
-    if not isinstance(mask, RandomMask | TubeMask):
-        raise ValueError(f"kind is {kind!r}, must be random or tube")
-    lengths = np.sort(_visible_lengths(packs, mask))[::-1]
+    if kind not in MASKS:
+        raise ValueError(f"kind is {kind!r}, must be one of {', '.join(MASKS)}")
+    if not 0 <= mask_rate < 1:
+        raise ValueError(f"mask_rate is {mask_rate}, must be in [0, 1)")
+    mask = MASKS[kind](Fraction(str(mask_rate)))
+    lengths = _visible_lengths(packs, mask)
     if packs_per_step is None:
-        packs_per_step = max(1, round(packs.pack_length / int(lengths[0])))
-    most = int(np.resize(lengths, packs_per_step).sum())
+        packs_per_step = max(1, round(packs.pack_length / int(lengths.max())))
+    most = max(_most(packs, lengths[group], packs_per_step) for group in _widths(packs))
     masked = copy.copy(packs)
     masked.set_mask(mask)
     return PackLoader(
@@ -73,12 +76,26 @@ def visible_packs(
     )
 
 
+def _widths(packs: PackDataset) -> list[np.ndarray]:
+    return [packs.packs.of_width(width) for width in packs.packs.widths()]
+
+
+def _most(packs: PackDataset, lengths: np.ndarray, packs_per_step: int) -> int:
+    """Visible tokens of the fullest step. Few packs come several times in one, and the longest may
+    come in the place of bad ones."""
+    longest = np.sort(lengths)[::-1]
+    if packs.can_replace:
+        longest = longest[:1]
+    return int(np.resize(longest, packs_per_step).sum())
+
+
 def _visible_lengths(packs: PackDataset, mask: RandomMask | TubeMask) -> np.ndarray:
     """``(packs,)`` int64: the visible tokens of each; where tokens were dropped, no more than."""
     table = packs.segments
     grids, numbers = np.unique(table.grid_thw, axis=0, return_inverse=True)
     visible = np.array([mask.num_visible(tuple(grid)) for grid in grids.tolist()])
-    return table.per_pack(np.minimum(visible[numbers.ravel()], table.num_kept))
+    lengths = table.per_pack(np.minimum(visible[numbers.ravel()], table.num_kept))
+    return np.asarray(lengths[table.places_of(packs.packs)])
 
 
 @dataclass(frozen=True, slots=True)

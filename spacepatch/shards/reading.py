@@ -16,6 +16,12 @@ import numpy as np
 from crc32c import crc32c
 
 from spacepatch.errors import ShardError
+from spacepatch.shards.agreement import (
+    check_document,
+    check_positions,
+    check_rows,
+    check_segments,
+)
 from spacepatch.shards.receipts import ShardReceipt, read_receipt
 from spacepatch.shards.version import check_version
 
@@ -127,10 +133,12 @@ class ShardReader:
         where = f"{self.path}: pack {pack}: pack.json"
         try:
             document = json.loads(bytes(self.member(pack, "pack.json")))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise ShardError(f"{where} is damaged") from None
+        if not isinstance(document, dict):
+            raise ShardError(f"{where} is damaged")
         check_version(document, where)
-        return document  # type: ignore[no-any-return]
+        return document
 
     def array(self, pack: int, name: str) -> np.ndarray:
         """One npy member, backed by the memory map."""
@@ -142,21 +150,26 @@ class ShardReader:
         Raises:
             ShardError: its checksum is not that of the receipt, or a member is damaged.
         """
-        if pack not in self._checked:
-            if self.crc32c(pack) != self.receipt.pack_crc32c[pack]:
-                raise ShardError(
-                    f"{self.path}: pack {pack} is damaged (crc32c differs from the receipt); "
-                    "run spacepatch verify, then tokenize again"
-                )
-            self._checked.add(pack)
+        is_first = pack not in self._checked
+        if is_first and self.crc32c(pack) != self.receipt.pack_crc32c[pack]:
+            raise ShardError(
+                f"{self.path}: pack {pack} is damaged (crc32c differs from the receipt); "
+                "run spacepatch verify, then tokenize again"
+            )
         tokens = self.array(pack, "tokens.npy")
         segments = self.array(pack, "segments.npy")
+        where = f"{self.path}: pack {pack}"
+        if is_first:
+            self._check_tokens(tokens, pack, where)
+            check_segments(segments, len(tokens), where)
         ids = np.repeat(np.arange(1, len(segments) + 1, dtype=np.int32), segments[:, 1])
         if "positions.npy" in self.receipt.members:
             positions = self.array(pack, "positions.npy")
         else:
-            positions = positions_of_kept(self.array(pack, "kept.npy"), segments)
-        return PackMembers(
+            kept = self.array(pack, "kept.npy")
+            check_rows(kept, len(tokens), "kept.npy", where)
+            positions = positions_of_kept(kept, segments)
+        made = PackMembers(
             key=f"{self.stem}-{pack:06d}",
             tokens=tokens,
             token_dtype=self.receipt.token_dtype,
@@ -169,6 +182,28 @@ class ShardReader:
             pixel_segments=self._optional(pack, "pixel_segments.npy"),
             document=self.document(pack),
         )
+        if is_first:
+            self._check(made, where)
+            self._checked.add(pack)
+        return made
+
+    def _check_tokens(self, tokens: np.ndarray, pack: int, where: str) -> None:
+        dtype, width = self.receipt.token_dtype, self.receipt.pack_token_widths[pack]
+        stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
+        if tokens.ndim != 2 or (tokens.shape[1], tokens.dtype) != (width, stored):
+            raise ShardError(
+                f"{where}: tokens.npy is {tokens.dtype} {tokens.shape}, the receipt says "
+                f"{stored} (N, {width})"
+            )
+
+    def _check(self, pack: PackMembers, where: str) -> None:
+        num_tokens = len(pack.tokens)
+        check_positions(pack.positions, pack.segments, where)
+        check_document(pack.document, pack.segments, where)
+        check_rows(pack.run_lengths, num_tokens, "run_lengths.npy", where)
+        check_rows(pack.visible, num_tokens, "visible.npy", where)
+        if pack.pixels is not None and pack.pixel_segments is not None:
+            check_segments(pack.pixel_segments, len(pack.pixels), f"{where}: pixels")
 
     def _open(self, tar: Path) -> int:
         """Returns its size in bytes."""

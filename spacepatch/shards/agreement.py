@@ -1,0 +1,69 @@
+"""Do the members of a pack agree with one another?"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from spacepatch.errors import ShardError
+
+_COLUMNS = 8
+
+
+def check_segments(table: np.ndarray, num_tokens: int, where: str) -> None:
+    """`segments.npy` against the number of tokens.
+
+    Raises:
+        ShardError: it is no table of segments that lie one behind the other and hold the tokens.
+    """
+    if table.ndim != 2 or table.shape[1] != _COLUMNS or table.dtype != np.int32 or not len(table):
+        raise ShardError(f"{where}: segments.npy is {table.dtype} {table.shape}, not int32 (S, 8)")
+    lengths = table[:, 1].astype(np.int64)
+    fits = (lengths > 0) & (lengths <= table[:, 2:5].astype(np.int64).prod(axis=1))
+    if not fits.all() or (table[:, 2:] <= 0).any() or lengths.sum() != num_tokens:
+        raise ShardError(f"{where}: segments.npy does not fit the {num_tokens} tokens")
+    if not np.array_equal(table[:, 0], np.cumsum(lengths) - lengths):
+        raise ShardError(f"{where}: segments.npy: segments do not lie one behind the other")
+
+
+def check_rows(rows: np.ndarray | None, num_tokens: int, member: str, where: str) -> None:
+    """A member with one number, or three, a token."""
+    if rows is not None and (len(rows) != num_tokens or rows.dtype.kind not in "iu"):
+        raise ShardError(f"{where}: {member} is {rows.dtype} {rows.shape} for {num_tokens} tokens")
+
+
+def check_positions(positions: np.ndarray, table: np.ndarray, where: str) -> None:
+    """Each token in the grid of its segment."""
+    grids = np.repeat(table[:, 2:5], table[:, 1], axis=0)
+    if positions.shape != grids.shape or (positions < 0).any() or (positions >= grids).any():
+        raise ShardError(f"{where}: positions lie beyond the grids of their segments")
+
+
+def check_document(document: dict[str, Any], table: np.ndarray, where: str) -> None:
+    """The segments of pack.json against those of `segments.npy`."""
+    segments = document.get("segments")
+    if (
+        not isinstance(segments, list)
+        or len(segments) != len(table)
+        or not all(map(_agrees, segments, table.tolist()))
+    ):
+        raise ShardError(f"{where}: pack.json does not agree with segments.npy")
+
+
+def _agrees(segment: Any, row: list[int]) -> bool:
+    return (
+        isinstance(segment, dict)
+        and isinstance(segment.get("segment_id"), str)
+        and [segment.get("offset"), segment.get("num_kept")] == row[:2]
+        and _are_seconds(segment.get("seconds"), row[2])
+    )
+
+
+def _are_seconds(seconds: Any, num_rows: int) -> bool:
+    return (
+        isinstance(seconds, list)
+        and len(seconds) == num_rows
+        and all(type(value) in (int, float) and math.isfinite(value) for value in seconds)
+    )
