@@ -7,6 +7,7 @@ runs in one thread, so the same PyAV version writes the same bytes on every run.
 """
 
 import argparse
+import csv
 import io
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -145,6 +146,11 @@ CLIPS = (
 )
 PICTURE_NAME, PICTURE_SIZE = "still_picture_400x300.png", (300, 400)
 BROKEN_NAME, BROKEN_BYTES = "broken_on_purpose.mp4", 16_000
+
+SKIES = ("blue", "red", "green", "yellow", "cyan", "magenta")
+"""The colour of the sky by `Clip.tint`: what a model can learn to tell, the label."""
+SUNS = ("far left", "left", "right", "far right")
+"""Where the sun is by the second of the video: it crosses the picture in five."""
 
 
 def draw_scene(
@@ -296,6 +302,48 @@ def encode_picture() -> bytes:
     return b"".join(bytes(packet) for packet in packets)
 
 
+def upright_size(clip: Clip) -> tuple[int, int]:
+    """(h, w) as it is shown, in square pixels."""
+    height, width = clip.size[0], int(clip.size[1] * clip.pixel_aspect_ratio)
+    return (width, height) if clip.degrees_clockwise % 180 else (height, width)
+
+
+def manifest_rows() -> list[dict[str, str]]:
+    """What is seen in each whole second of each sample, and in the still picture.
+
+    Returns:
+        uri below the folder, start and end in seconds, and columns that travel to the segments:
+        label (the sky's colour), sun (where it is) and caption (both, and the picture's shape).
+    """
+    rows = []
+    for clip in CLIPS:
+        for second in range(int((clip.pts[-1] + 1) * clip.time_base)):
+            row = {"uri": clip.name, "start": str(second), "end": str(second + 1)}
+            rows.append(row | described(clip.tint, SUNS[second], upright_size(clip)))
+    picture = {"uri": PICTURE_NAME, "start": "", "end": ""}
+    rows.append(picture | described(0, "right", PICTURE_SIZE))
+    return rows
+
+
+def described(tint: int, sun: str, size: tuple[int, int]) -> dict[str, str]:
+    """The columns of one row that a model may learn."""
+    height, width = size
+    shape = "square" if height == width else "tall" if height > width else "wide"
+    caption = f"a {shape} picture of a {SKIES[tint]} sky with the sun {sun}"
+    return {"label": SKIES[tint], "sun": sun, "caption": caption}
+
+
+def make_manifest(folder: Path) -> Path:
+    """Write manifest.csv beside `folder`, which holds the samples; returns its path."""
+    path = folder.parent / "manifest.csv"
+    with path.open("w", newline="", encoding="utf-8") as file:
+        rows = [row | {"uri": f"{folder.name}/{row['uri']}"} for row in manifest_rows()]
+        writer = csv.DictWriter(file, list(rows[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    return path
+
+
 def make_clips(folder: Path) -> list[Path]:
     """Write all samples into `folder`; returns their paths."""
     folder.mkdir(parents=True, exist_ok=True)
@@ -309,15 +357,17 @@ def make_clips(folder: Path) -> list[Path]:
 
 
 def main() -> None:
-    """Parse the command line, make the clips, print their sizes."""
+    """Parse the command line, make the clips and their manifest, print their sizes."""
     parser = argparse.ArgumentParser(description="Make the sample clips.")
     parser.add_argument(
         "folder", nargs="?", type=Path, default=Path(__file__).resolve().parent / "clips"
     )
-    paths = make_clips(parser.parse_args().folder)
+    folder = parser.parse_args().folder.resolve()
+    paths = make_clips(folder)
     for path in paths:
         print(f"{path.stat().st_size:>9,} bytes  {path.name}")
     print(f"{sum(path.stat().st_size for path in paths):>9,} bytes  in all")
+    print(make_manifest(folder))
 
 
 if __name__ == "__main__":

@@ -1,5 +1,6 @@
 """The sample clips show what they claim to show, and the script makes them again."""
 
+import csv
 import platform
 import re
 import subprocess
@@ -154,3 +155,32 @@ def test_the_counter_shows_the_frame_number(name: str, sample_clips: Path) -> No
         columns = [int((bit + 1.5) * block / stretch) for bit in range(8)]
         bits = [int(luma[block + block // 2, column] > 128) for column in columns]
         assert int("".join(map(str, bits)), 2) == number
+
+
+def test_script_makes_the_manifest_that_the_repository_holds(
+    remade: Path, sample_clips: Path
+) -> None:
+    made, held = (folder.parent / "manifest.csv" for folder in (remade, sample_clips))
+    assert made.read_bytes() == held.read_bytes()
+
+
+def test_manifest_says_what_is_seen_in_each_second_of_each_sample(sample_clips: Path) -> None:
+    with (sample_clips.parent / "manifest.csv").open(newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert {row["uri"] for row in rows} == {f"clips/{name}" for name in CLIPS}
+    for row in rows:
+        with av.open(sample_clips.parent / row["uri"]) as container:
+            if row["end"]:
+                assert int(row["end"]) <= container.duration / av.time_base
+            frame = next(iter(container.decode(video=0)))
+        height, width, _ = (picture := frame.to_ndarray(format="rgb24")).shape
+        if frame.rotation:
+            height, width = width, height
+        shape = "square" if height == width else "tall" if height > width else "wide"
+        sky = f"a {shape} picture of a {row['label']} sky"
+        assert row["caption"] == f"{sky} with the sun {row['sun']}"
+        # A primary sky makes its colour the strongest of the picture, another takes one away.
+        means = picture.reshape(-1, 3).mean(axis=0)
+        primary = row["label"] in ("red", "green", "blue")
+        skies = ("red", "green", "blue") if primary else ("cyan", "magenta", "yellow")
+        assert row["label"] == skies[means.argmax() if primary else means.argmin()]
