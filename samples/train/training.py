@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from batches import Batch, batches_of, count_tokens, shuffled
 from torch import nn
-from torch.utils.data import DataLoader
 
-from spacepatch.loader import PackDataset, collate
+from spacepatch.loader import PackDataset
 
-Batch = dict[str, Any]
 Loss = Callable[[Batch], torch.Tensor]
 
 
@@ -40,26 +39,6 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     return args
 
 
-def batches_of(args: argparse.Namespace, packs: PackDataset, *, shuffle: bool) -> Iterable[Batch]:
-    """Batches of padded packs: shuffled anew each time they are iterated, or in stored order."""
-    seeded = torch.Generator().manual_seed(args.seed)
-    return DataLoader(packs, args.batch_size, shuffle, generator=seeded, collate_fn=collate)
-
-
-def labels_of(batch: Batch, column: str, words: Sequence[str]) -> torch.Tensor:
-    """A column of the manifest: ``(B, S)`` int64 places in `words`, -1 where a pack has fewer than
-    the S segments of the fullest."""
-    most = max(map(len, batch["segments"]))
-    rows = [[words.index(one["extra"][column]) for one in pack] for pack in batch["segments"]]
-    return torch.tensor([row + [-1] * (most - len(row)) for row in rows])
-
-
-def count_tokens(batch: Batch) -> tuple[int, int]:
-    """Tokens of a batch, without padding and with it."""
-    ids = batch["segment_ids"]
-    return int(torch.count_nonzero(ids)), ids.numel()
-
-
 def train(
     args: argparse.Namespace,
     packs: PackDataset,
@@ -70,6 +49,7 @@ def train(
     held: Iterable[Batch] | None = None,
     update: Callable[[Batch], None] | None = None,
     count: Callable[[Batch], tuple[int, int]] = count_tokens,
+    spoil: Callable[[Batch], Batch] = shuffled,
     **details: Any,
 ) -> dict[str, Any]:
     """Train for `args.steps`, measure, print.
@@ -82,11 +62,13 @@ def train(
         held: what the loss is measured on; default: the first packs in stored order.
         update: one step of training, where it is more than a step down `loss_of`.
         count: tokens of a batch, without padding and with it.
+        spoil: a batch whose tokens do not fit, of which nothing can be learned.
         details: what else the record shall say.
 
     Returns:
-        The record that is printed: loss_before, loss_after, the tokens a second that the loader
-        gave and that the step took, both without padding, and the share of padding.
+        The record that is printed: loss_before, loss_after, loss_spoiled (after, where the tokens
+        do not fit), the tokens a second that the loader gave and that the step took, both without
+        padding, and the share of padding.
     """
     batches = batches_of(args, packs, shuffle=True) if batches is None else batches
     held = batches_of(args, packs, shuffle=False) if held is None else held
@@ -107,10 +89,14 @@ def train(
         real, filled = count(batch)
         tokens, slots = tokens + real, slots + filled
 
+    after = _mean_loss(model, loss_of, held, args.seed)
+    torch.manual_seed(args.seed)
+    spoiled = _mean_loss(model, loss_of, [spoil(batch) for batch in held], args.seed)
     record = details | {
         "steps": args.steps,
         "loss_before": round(before, 4),
-        "loss_after": round(_mean_loss(model, loss_of, held, args.seed), 4),
+        "loss_after": round(after, 4),
+        "loss_spoiled": round(spoiled, 4),
         "loader_tokens_per_second": round(tokens / loading),
         "step_tokens_per_second": round(tokens / stepping),
         "padding": round(1 - tokens / slots, 4),
