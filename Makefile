@@ -7,7 +7,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz soak check samples clean
+.PHONY: help demo test fuzz soak bench check samples clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes .venv):"
@@ -34,6 +34,11 @@ fuzz: $(INSTALLED) ## tokenize 10,000 mutated videos (FUZZ=500 for fewer)
 
 soak: $(INSTALLED) ## see that memory stays as it is over 2,000 clips and over 3 hours
 	$(BIN)/python tests/soak.py
+
+# Both are run, and both are reported, when the first does not reach what is wanted of it.
+bench: $(INSTALLED) ## measure the loader and what packing gains (3 minutes)
+	@code=0; $(BIN)/python tests/bench_loader.py || code=$$?; \
+	$(BIN)/python tests/bench_packs.py && exit $$code
 
 check: $(INSTALLED) ## check format, lint and types
 	$(BIN)/python -m ruff format --check .
