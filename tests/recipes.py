@@ -2,6 +2,8 @@
 
 import ast
 import importlib
+import json
+import os
 import re
 import shlex
 import subprocess
@@ -60,3 +62,39 @@ def imports_of(recipe: str) -> set[str]:
 def foreign_imports(recipe: str) -> set[str]:
     """What it imports beside the standard library, torch, spacepatch and the shared modules."""
     return imports_of(recipe) - set(sys.stdlib_module_names) - {"torch", "spacepatch", *SHARED}
+
+
+def rows_of(page: Path) -> list[str]:
+    """The recipes that the first column of a page's table names, as `NAME.py` or `NAME`."""
+    found = re.findall(r"^\| `(\w+)(?:\.py)?[^`|]*` ", page.read_text("utf-8"), re.MULTILINE)
+    return sorted(set(found))
+
+
+OPENING = """
+import json, sys
+opened = {}
+now = []
+sys.addaudithook(lambda event, args: now.append(str(args[0])) if event == "open" else None)
+for recipe, shards in json.loads(sys.argv[1]).items():
+    module = __import__(recipe)
+    now.clear()
+    module.main([shards, "--steps", "1", "--json"])
+    opened[recipe] = list(now)
+print(json.dumps(opened))
+"""
+
+
+def opened_by(shards: dict[str, Path]) -> dict[str, list[Path]]:
+    """The files that recipes open while they run for a step, each on its shards, in a process of
+    their own."""
+    asked = json.dumps({recipe: str(folder) for recipe, folder in shards.items()})
+    command = [sys.executable, "-c", OPENING, asked]
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": _path()}
+    ran = subprocess.run(command, env=environment, check=True, capture_output=True, text=True)
+    opened = json.loads(ran.stdout.splitlines()[-1])
+    return {recipe: [Path(path) for path in paths] for recipe, paths in opened.items()}
+
+
+def _path() -> str:
+    before = os.environ.get("PYTHONPATH")
+    return os.pathsep.join([str(TRAIN), *([before] if before else [])])

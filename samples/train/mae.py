@@ -1,0 +1,90 @@
+r"""MAE and VideoMAE: see a quarter or a tenth of a clip, paint the rest.
+
+arXiv 2111.06377 (section 3, --mask random:0.75) and 2203.12602 (--mask tube:0.9). The encoder gets
+the visible tokens alone, of several packs in one sequence without holes; a small decoder gets all
+places, a learned token where nothing was seen, and predicts each hidden token's pixels, normalized
+by its own mean and deviation.
+
+    spacepatch tokenize samples/manifest.csv --out shards/mae --clip-seconds 1 --fps 8 \
+        --resolution 48 --upscale --patch 2x8x8 --normalize half --pack-length 320
+    python samples/train/mae.py shards/mae --mask random:0.75
+"""
+
+from __future__ import annotations
+
+import torch
+from batches import Batch, count_tokens
+from layers import Transformer, sines
+from torch import nn
+from training import arguments, parse, train
+
+from spacepatch.loader import PackDataset
+from spacepatch.masks import block_mask
+
+
+def visible_batch(packs: Batch) -> Batch:
+    """What the encoder sees of g packs of N places, in one sequence of E tokens.
+
+    Returns:
+        tokens (E, D), segment_ids (E,) that are no pack's alone, positions (E, 3), restore (g, N):
+        the place in the sequence of what is at each place of the packs, E where nothing was seen;
+        and the packs.
+    """
+    visible = packs["visible"]
+    most = torch.tensor([len(segments) for segments in packs["segments"]])
+    ids = packs["segment_ids"] + (most.cumsum(0) - most)[:, None]
+    places = visible.flatten().cumsum(0).view_as(visible) - 1
+    return {
+        "tokens": packs["tokens"][visible],
+        "segment_ids": ids[visible],
+        "positions": packs["positions"][visible],
+        "restore": torch.where(visible, places, visible.sum()),
+        "packs": packs,
+    }
+
+
+class MAE(nn.Module):
+    """An encoder for what is seen and a lighter decoder for all places."""
+
+    def __init__(self, token_width: int, *, width: int = 96, decoder_width: int = 64) -> None:
+        super().__init__()
+        self.embed = nn.Linear(token_width, width)
+        self.encoder = Transformer(width, depth=2, heads=4)
+        self.narrow = nn.Linear(width, decoder_width)
+        self.mask_token = nn.Parameter(0.02 * torch.randn(1, decoder_width))
+        self.decoder = Transformer(decoder_width, depth=1, heads=4)
+        self.paint = nn.Linear(decoder_width, token_width)
+
+    def forward(self, pixels: torch.Tensor, batch: Batch) -> torch.Tensor:
+        """``(E, D)`` visible tokens to ``(g, N, D)``, all that there are."""
+        x = self.embed(pixels) + sines(batch["positions"], self.embed.out_features)
+        x = self.encoder(x[None], block_mask(batch["segment_ids"])[None])[0]
+        packs = batch["packs"]
+        y = torch.cat([self.narrow(x), self.mask_token])[batch["restore"]]
+        y = y + sines(packs["positions"], self.narrow.out_features)
+        return self.paint(self.decoder(y, block_mask(packs["segment_ids"])))
+
+
+def main(argv: list[str] | None = None) -> dict[str, float]:
+    """Train, print what was measured, return it."""
+    parser = arguments(__doc__, steps=300, lr=3e-3)
+    parser.add_argument("--mask", default="random:0.75", help="random:RATE or tube:RATE")
+    args = parse(parser, argv)
+    packs = PackDataset(args.shards, mask=args.mask, seed=args.seed)
+    model = MAE(packs.document["token_width"])
+
+    def loss_of(stored: Batch) -> torch.Tensor:
+        batch = visible_batch(stored)
+        painted = model(packs.normalize(batch["tokens"]), batch)
+        hidden = (stored["segment_ids"] > 0) & ~stored["visible"]
+        target = packs.normalize(stored["tokens"][hidden])
+        deviation, mean = torch.std_mean(target, dim=-1, keepdim=True)
+        # Where a token is of one colour nothing is to be painted; 1e-6 as in MAE's own code.
+        target = (target - mean) / (deviation**2 + 1e-6) ** 0.5
+        return ((painted[hidden] - target) ** 2).mean()
+
+    return train(args, packs, model, loss_of, count=count_tokens, mask=args.mask)
+
+
+if __name__ == "__main__":
+    main()
