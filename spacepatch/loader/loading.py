@@ -171,7 +171,7 @@ def _is_state(state: Any) -> bool:
         and state["version"] == STATE_VERSION
         and isinstance(state.get("of"), dict)
         and type(state.get("epoch")) is int
-        and state["epoch"] >= 0
+        and 0 <= state["epoch"] < 2**31
         and isinstance(state.get("progress"), dict)
         and all(type(number) is int for number in state["progress"].values())
     )

@@ -57,7 +57,7 @@ class StreamedSteps:
     def check(self, epoch: int, progress: Mapping[str, int]) -> None:
         """Raises a ValueError where the epoch cannot have come so far."""
         steps = self.counts(epoch, {}).steps
-        if set(progress) > {"steps"} or not 0 <= progress.get("steps", 0) <= steps:
+        if set(progress) - {"steps"} or not 0 <= progress.get("steps", 0) <= steps:
             raise ValueError(f"the state is at {dict(progress)} of {steps} steps")
 
     def given(self, epoch: int, progress: Mapping[str, int]) -> dict[str, int]:

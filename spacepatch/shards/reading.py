@@ -275,7 +275,15 @@ def _read_npy(content: Any, where: str) -> np.ndarray:
     try:
         shape, dtype, start = _read_header(bytes(view[: min(10 + length, 4096)]))
         return np.frombuffer(view[start:], dtype).reshape(shape)
-    except (ValueError, KeyError, TypeError, SyntaxError, TokenError) as error:
+    except (
+        KeyError,
+        MemoryError,
+        RecursionError,
+        SyntaxError,
+        TokenError,
+        TypeError,
+        ValueError,
+    ) as error:
         raise ShardError(f"{where}: no plain npy ({error})") from None
 
 
@@ -286,6 +294,6 @@ def _read_header(content: bytes) -> tuple[tuple[int, ...], np.dtype[Any], int]:
     version = np.lib.format.read_magic(buffer)
     read = {1: np.lib.format.read_array_header_1_0, 2: np.lib.format.read_array_header_2_0}
     shape, fortran, dtype = read[version[0]](buffer)
-    if dtype.hasobject or fortran:
-        raise ValueError("objects or Fortran order")
+    if dtype.hasobject or fortran or min(shape, default=0) < 0:
+        raise ValueError(f"{dtype}, {shape}: objects, Fortran order or a negative length")
     return shape, dtype, buffer.tell()
