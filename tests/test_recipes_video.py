@@ -3,7 +3,6 @@
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +10,7 @@ import recipes
 import torch
 import torch.nn.functional as F  # noqa: N812
 
-from spacepatch.loader import PackDataset, collate
+from spacepatch.loader import PackDataset, PackLoader, collate, visible_packs
 from spacepatch.masks import block_mask
 
 RECIPES = ("navit", "flexivit", "mae", "vivit", "vtn")
@@ -203,63 +202,38 @@ def test_flexivit_embeds_an_enlarged_patch_as_the_patch(size: int) -> None:
     torch.testing.assert_close(small, F.conv2d(patches, model.weight.detach()).flatten(1))
 
 
-def test_flexivit_takes_each_pack_once_an_epoch_in_batches_of_one_width(
-    shards_of: ShardsOf,
-) -> None:
+def test_flexivit_takes_batches_of_one_width_and_all_widths_in_turn(shards_of: ShardsOf) -> None:
     shards = shards_of("flexivit")
-    packs = PackDataset(shards)
-    widths = packs.document["token_widths"]
-    args = SimpleNamespace(shards=shards, seed=0, batch_size=3)
-    batches = list(recipes.load("flexivit").OneWidth(args, widths, shuffle=True))
-    assert [batch["tokens"].shape[-1] for batch in batches[:4]] == widths
-    seen = [one["segment_id"] for batch in batches for pack in batch["segments"] for one in pack]
-    stored = [one["segment_id"] for pack in packs for one in pack["segments"]]
-    assert sorted(seen) == sorted(stored) and seen != stored
-    assert len(set(stored)) == len(stored)
+    widths = PackDataset(shards).document["token_widths"]
+    loader = PackLoader(PackDataset(shards), batch_size=3)
+    taken = [batch["tokens"].shape[-1] for batch in loader]
+    assert set(taken) == set(widths) and taken != sorted(taken, reverse=True)
+    assert loader.packs_given == {str(shards): 0}  # of the next epoch
 
 
 # --- MAE -------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("mask", ["random:0.75", "tube:0.9"])
-def test_mae_encodes_what_is_seen_and_puts_it_back_in_its_place(
-    mask: str, shards_of: ShardsOf
-) -> None:
-    stored = first_batch(shards_of("mae"), 3, mask=mask)
-    batch = recipes.load("mae").visible_batch(stored)
-    assert len(batch["tokens"]) == int(stored["visible"].sum())
-    hole = torch.full_like(batch["tokens"][:1], 77)
-    expected = torch.where(stored["visible"][..., None], stored["tokens"], hole)
-    assert torch.equal(torch.cat([batch["tokens"], hole])[batch["restore"]], expected)
-    # One number for the tokens of a segment, and no other's: by packs and segments in their order.
-    owners = [
-        (pack, int(one))
-        for pack in range(3)
-        for one in stored["segment_ids"][pack][stored["visible"][pack]]
-    ]
-    numbers = dict(zip(owners, batch["segment_ids"].tolist(), strict=True))
-    assert [numbers[owner] for owner in owners] == batch["segment_ids"].tolist()
-    assert len(set(numbers.values())) == len(numbers) and min(numbers.values()) > 0
-
-
 def test_mae_paints_without_a_look_at_what_is_hidden(shards_of: ShardsOf) -> None:
     torch.manual_seed(0)
     module = recipes.load("mae")
-    packs = PackDataset(shards_of("mae"), mask="random:0.75")
-    stored = collate([packs[0], packs[1]])
+    packs = PackDataset(shards_of("mae"))
     model = module.MAE(packs.document["token_width"])
+    loaded = next(iter(visible_packs(packs, 0.75)))
+    stored = loaded["packs"]
 
     def painted(tokens: torch.Tensor) -> torch.Tensor:
-        batch = module.visible_batch(stored | {"tokens": tokens})
+        seen = loaded["tokens"].clone()
+        seen[: loaded["num_tokens"]] = tokens[stored["visible"]]
         with torch.no_grad():
-            return model(packs.normalize(batch["tokens"]), batch)
+            return model(packs.normalize(seen), loaded)
 
     tokens, visible = stored["tokens"], stored["visible"]
     hidden = torch.where(visible[..., None], tokens, 255 - tokens)
     assert torch.equal(painted(tokens), painted(hidden))
     # And a segment is painted by what is seen of itself.
     own = stored["segment_ids"] == 1
-    own[1] = False
+    own[1:] = False
     other = painted(torch.where(own[..., None], tokens, 255 - tokens))
     assert torch.equal(painted(tokens)[own], other[own])
     assert not torch.allclose(painted(tokens)[~own], other[~own])

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader
 
-from spacepatch.loader import PackDataset, collate
+from spacepatch.loader import PackDataset, PackLoader
 
 Batch = dict[str, Any]
 
 
-def batches_of(args: argparse.Namespace, packs: PackDataset, *, shuffle: bool) -> Iterable[Batch]:
-    """Batches of padded packs: shuffled anew each time they are iterated, or in stored order."""
-    seeded = torch.Generator().manual_seed(args.seed)
-    return DataLoader(packs, args.batch_size, shuffle, generator=seeded, collate_fn=collate)
+def batches_of(args: argparse.Namespace, packs: PackDataset, *, shuffle: bool) -> PackLoader:
+    """Batches of padded packs, an epoch a loop: in another order each, or in stored order."""
+    return PackLoader(packs, batch_size=min(args.batch_size, len(packs)), shuffle=shuffle)
 
 
 def words_of(packs: PackDataset, column: str) -> list[str]:

@@ -12,9 +12,6 @@ bilinear interpolation. A pack holds tokens of one width, and so does a batch.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Iterator
-
 import torch
 import torch.nn.functional as F  # noqa: N812
 from batches import Batch, batches_of, labels_of, words_of
@@ -70,26 +67,6 @@ class FlexiViT(nn.Module):
         return self.head(pooled)
 
 
-class OneWidth:
-    """Batches of one token width each, of all widths in turn, each until it has no more."""
-
-    def __init__(self, args: argparse.Namespace, widths: list[int], *, shuffle: bool) -> None:
-        self.loaders = [
-            batches_of(args, PackDataset(args.shards, token_width=width), shuffle=shuffle)
-            for width in widths
-        ]
-
-    def __iter__(self) -> Iterator[Batch]:
-        waiting = [iter(loader) for loader in self.loaders]
-        while waiting:
-            for batches in list(waiting):
-                batch = next(batches, None)
-                if batch is None:
-                    waiting.remove(batches)
-                else:
-                    yield batch
-
-
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train, print what was measured, return it."""
     parser = arguments(__doc__, steps=300, lr=3e-3)
@@ -113,8 +90,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         packs,
         model,
         loss_of,
-        batches=OneWidth(args, widths, shuffle=True),
-        held=OneWidth(args, widths, shuffle=False),
+        # The loss is measured on batches of all widths, and not on the widest, which are first.
+        held=batches_of(args, packs, shuffle=True),
         classes=len(words),
         patch_sizes=len(widths),
     )

@@ -13,34 +13,20 @@ by its own mean and deviation.
 from __future__ import annotations
 
 import torch
-from batches import Batch, count_tokens
+from batches import Batch, shuffled
 from layers import Transformer, sines
 from torch import nn
 from training import arguments, parse, train
 
-from spacepatch.loader import PackDataset
+from spacepatch.loader import PackDataset, visible_packs
 from spacepatch.masks import block_mask
 
 
-def visible_batch(packs: Batch) -> Batch:
-    """What the encoder sees of g packs of N places, in one sequence of E tokens.
-
-    Returns:
-        tokens (E, D), segment_ids (E,) that are no pack's alone, positions (E, 3), restore (g, N):
-        the place in the sequence of what is at each place of the packs, E where nothing was seen;
-        and the packs.
-    """
-    visible = packs["visible"]
-    most = torch.tensor([len(segments) for segments in packs["segments"]])
-    ids = packs["segment_ids"] + (most.cumsum(0) - most)[:, None]
-    places = visible.flatten().cumsum(0).view_as(visible) - 1
-    return {
-        "tokens": packs["tokens"][visible],
-        "segment_ids": ids[visible],
-        "positions": packs["positions"][visible],
-        "restore": torch.where(visible, places, visible.sum()),
-        "packs": packs,
-    }
+def spoiled(batch: Batch) -> Batch:
+    """The batch with the tokens of its packs dealt out anew, and with them those of the encoder."""
+    packs, tokens = shuffled(batch["packs"]), batch["tokens"].clone()
+    tokens[: batch["num_tokens"]] = packs["tokens"][packs["visible"]]
+    return batch | {"tokens": tokens, "packs": packs}
 
 
 class MAE(nn.Module):
@@ -70,11 +56,12 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = arguments(__doc__, steps=300, lr=3e-3)
     parser.add_argument("--mask", default="random:0.75", help="random:RATE or tube:RATE")
     args = parse(parser, argv)
-    packs = PackDataset(args.shards, mask=args.mask, seed=args.seed)
+    packs = PackDataset(args.shards, seed=args.seed)
     model = MAE(packs.document["token_width"])
+    kind, rate = args.mask.split(":")
 
-    def loss_of(stored: Batch) -> torch.Tensor:
-        batch = visible_batch(stored)
+    def loss_of(batch: Batch) -> torch.Tensor:
+        stored = batch["packs"]
         painted = model(packs.normalize(batch["tokens"]), batch)
         hidden = (stored["segment_ids"] > 0) & ~stored["visible"]
         target = packs.normalize(stored["tokens"][hidden])
@@ -83,7 +70,17 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         target = (target - mean) / (deviation**2 + 1e-6) ** 0.5
         return ((painted[hidden] - target) ** 2).mean()
 
-    return train(args, packs, model, loss_of, count=count_tokens, mask=args.mask)
+    return train(
+        args,
+        packs,
+        model,
+        loss_of,
+        batches=visible_packs(packs, float(rate), kind=kind),
+        held=visible_packs(packs, float(rate), kind=kind, shuffle=False),
+        count=lambda batch: (batch["num_tokens"], len(batch["tokens"])),
+        spoil=spoiled,
+        mask=args.mask,
+    )
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def train(
 
     Args:
         loss_of: the loss of a batch, ().
-        batches: iterated once an epoch; default: `batches_of`, shuffled.
+        batches: an epoch a loop; default: `batches_of`, shuffled.
         held: what the loss is measured on; default: the first packs in stored order.
         update: one step of training, where it is more than a step down `loss_of`.
         count: tokens of a batch, without padding and with it.
@@ -79,7 +79,7 @@ def train(
     model.train()
     loading = stepping = 0.0
     tokens = slots = 0
-    stream = _endless(packs, batches)
+    stream = _endless(batches)
     for _ in range(args.steps):
         start = time.perf_counter()
         batch = next(stream)
@@ -129,7 +129,6 @@ def _mean_loss(model: nn.Module, loss_of: Loss, held: list[Batch], seed: int) ->
         return sum(float(loss_of(batch)) for batch in held) / len(held)
 
 
-def _endless(packs: PackDataset, batches: Iterable[Batch]) -> Iterator[Batch]:
-    for epoch in itertools.count():
-        packs.set_epoch(epoch)
+def _endless(batches: Iterable[Batch]) -> Iterator[Batch]:
+    while True:
         yield from batches

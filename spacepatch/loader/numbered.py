@@ -32,7 +32,7 @@ class NumberedSteps:
     ) -> None:
         self._packs, self._sharing = packs, sharing
         self._keys = _Keys()
-        self._drawn: EpochOrder | None = None
+        self._drawn: tuple[int, EpochOrder] | None = None
         self._loader: DataLoader[Any] = DataLoader(
             _Numbered(packs.datasets),
             batch_sampler=self._keys,
@@ -74,16 +74,16 @@ class NumberedSteps:
 
     def _order(self, epoch: int) -> EpochOrder:
         # Kept: of a million packs it takes a while to draw.
-        if self._drawn is None or self._drawn.key[1] != epoch:
-            self._drawn = self._draw(epoch)
-        return self._drawn
+        if self._drawn is None or self._drawn[0] != epoch:
+            self._drawn = epoch, self._draw(epoch)
+        return self._drawn[1]
 
     def _draw(self, epoch: int) -> EpochOrder:
         return EpochOrder(
             self._packs.groups(epoch, shuffle=self._sharing.shuffle),
             self._sharing.batch_size * self._sharing.world_size,
             self._sharing.uneven,
-            (self._packs.seed, epoch),
+            (self._packs.seed, epoch) if self._sharing.shuffle else None,
         )
 
 

@@ -47,8 +47,8 @@ class EpochOrder:
     """Packs of a step, on all ranks together: all of one group."""
     uneven: str
     """A word of `UNEVEN`."""
-    key: tuple[int, int]
-    """Seed and epoch."""
+    key: tuple[int, int] | None
+    """Seed and epoch, by which it is drawn whose turn it is; None: one group after the other."""
 
     def counts(self, consumed: Consumed) -> EpochCounts:
         """Of what is left after that."""
@@ -77,7 +77,7 @@ class EpochOrder:
         least = 1 if self.uneven == "pad" else self.step_size
         left = {name: len(packs) - given[name] for name, packs in self.groups.items()}
         names = [name for name, number in left.items() if number >= least]
-        if len(names) < 2:
+        if len(names) < 2 or self.key is None:
             return names[0] if names else None
         draws = Draws(*self.key, "group", sum(given.values()))
         drawn = draws.integer(sum(left[name] for name in names))
