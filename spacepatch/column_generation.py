@@ -87,8 +87,8 @@ def _solve(
     strategies: dict[Strategy, None], counts: Counts
 ) -> tuple[float, list[float], np.ndarray]:
     """Cover the sequences by fractions of strategies; return their sum, them, and the prices."""
-    sparse = needed("scipy.sparse", "scipy", by="packer optimal")
-    optimize = needed("scipy.optimize", "scipy", by="packer optimal")
+    sparse = needed("scipy.sparse", "scipy", by="packer optimal", extra="pack")
+    optimize = needed("scipy.optimize", "scipy", by="packer optimal", extra="pack")
     row_of = {length: row for row, length in enumerate(counts)}
     entries = [(row_of[length], column) for column, s in enumerate(strategies) for length in s]
     rows, columns = np.array(entries).T

@@ -5,14 +5,18 @@ from __future__ import annotations
 from functools import cache
 
 from spacepatch.errors import MissingDependencyError
+from spacepatch.packers import NEEDS_SCIPY
 
-INSTALL = {"torchcodec": "torchcodec==0.13.0 (and a shared FFmpeg 4 to 8, Debian's for example)"}
+INSTALL = {
+    "torchcodec": "torchcodec==0.13.0 (and a shared FFmpeg 4 to 8, Debian's for example)",
+    "scipy": "'spacepatch[pack]'",
+}
 """What to install where the name alone does not say it."""
 
 
 @cache
 def environment(
-    resampler: str = "bicubic", decoder: str = "pyav", encoder: str = ""
+    resampler: str = "bicubic", decoder: str = "pyav", encoder: str = "", packer: str = ""
 ) -> dict[str, str]:
     """By name: spacepatch, FFmpeg and the libraries that the settings use.
 
@@ -39,6 +43,8 @@ def environment(
         wanted.append("torch")
     if encoder == "diffusers":
         wanted.append("diffusers")
+    if packer in NEEDS_SCIPY:
+        wanted.append("scipy")
     if resampler.startswith("pillow"):
         wanted.append("pillow")
     for name in wanted:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict, deque
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from heapq import heappop, heappush
 from math import gcd
 from typing import TypedDict
@@ -29,8 +30,9 @@ class Limits(TypedDict):
     max_segments: int | None
 
 
-MOST_CELLS = 1 << 26
-"""Most entries of NNLSHP's dense matrix (512 MiB, and as much again inside of scipy)."""
+MOST_CELLS = 1 << 24
+"""Most entries of NNLSHP's dense matrix (packs of some 580 units): it takes 128 MiB, as much again
+inside of scipy, and half a minute. With packs a half longer it would take minutes."""
 
 MOST_LISTED = 1 << 18
 """Most sequences that best-fit-decreasing packs one by one to begin with."""
@@ -117,12 +119,10 @@ def fill_by_least_squares(
     counts, cap = _read_histogram(histogram, pack_length, max_segments)
     unit = gcd(*counts) or 1
     total, depth = pack_length // unit, min(cap, 3)
-    # About total ** 2 / 12 sums of three; more than enough to refuse before they are listed.
-    num_strategies = total ** (depth - 1) // (1, 2, 12)[depth - 1] + 1
-    if total * num_strategies > MOST_CELLS:
+    if matrix_size(total, depth=depth) is None:
         raise ValueError(
             f"pack_length = {pack_length} (in units of {unit}: {total}): NNLSHP would need a "
-            f"matrix of {total} x {num_strategies}; use optimal, which makes fewer packs"
+            f"matrix of more than {MOST_CELLS:,} entries; use optimal, which makes fewer packs"
         )
     strategies = _full_strategies(total, depth=depth)
     matrix = np.zeros((total, len(strategies)))
@@ -133,7 +133,7 @@ def fill_by_least_squares(
     for length, number in counts.items():
         wanted[length // unit - 1] = number
     weights = np.where(np.arange(1, total + 1) * unit <= 8, 0.09, 1.0)
-    optimize = needed("scipy.optimize", "scipy", by="packer nnlshp")
+    optimize = needed("scipy.optimize", "scipy", by="packer nnlshp", extra="pack")
     repeats, _ = optimize.nnls(weights[:, None] * matrix, weights * wanted)
     chosen = [
         (tuple(length * unit for length in strategy), round(number))
@@ -143,6 +143,13 @@ def fill_by_least_squares(
     for length, number in left.items():
         filled[length,] += number
     return _in_order(filled)
+
+
+def matrix_size(total: int, *, depth: int) -> int | None:
+    """About the entries of NNLSHP's matrix for packs of `total` units; None: more than it takes."""
+    # About total ** 2 / 12 sums of three; more than enough to refuse before they are listed.
+    size = total * (total ** (depth - 1) // (1, 2, 12)[depth - 1] + 1)
+    return size if size <= MOST_CELLS else None
 
 
 def find_optimum(histogram: Ints, *, pack_length: int, max_segments: int | None = None) -> Optimum:
@@ -195,6 +202,25 @@ HISTOGRAM_PACKERS: dict[str, Callable[..., Strategies]] = {
 """By name: called as ``(histogram, *, pack_length, max_segments=None)``."""
 
 
+def strategies_of(
+    name: str, lengths: np.ndarray, *, pack_length: int, max_segments: int | None
+) -> Strategies:
+    """The strategies of a histogram packer for ``(n,)`` lengths; not to be changed.
+
+    A plan counts the packs of a task that then packs them: what takes seconds is done once.
+    """
+    histogram = np.bincount(lengths, minlength=1)
+    return _remembered(name, histogram.tobytes(), pack_length, max_segments)
+
+
+@lru_cache(maxsize=256)
+def _remembered(
+    name: str, histogram: bytes, pack_length: int, max_segments: int | None
+) -> Strategies:
+    counts = np.frombuffer(histogram, np.int64)
+    return HISTOGRAM_PACKERS[name](counts, pack_length=pack_length, max_segments=max_segments)
+
+
 def assign_sequences(lengths: Ints, strategies: Strategies) -> list[list[int]]:
     """Fill the packs of `strategies` with sequences: those of one length in the order given.
 
@@ -225,9 +251,10 @@ def _packer_of(name: str) -> Packer:
     ) -> list[list[int]]:
         # The packers of `PACKERS` refuse what is no list of lengths, in words that name it.
         PACKERS["next-fit"](lengths, pack_length=pack_length, max_segments=max_segments)
-        histogram = np.bincount(np.asarray(lengths, np.int64), minlength=1)
         limits: Limits = {"pack_length": pack_length, "max_segments": max_segments}
-        return assign_sequences(lengths, HISTOGRAM_PACKERS[name](histogram, **limits))
+        return assign_sequences(
+            lengths, strategies_of(name, np.asarray(lengths, np.int64), **limits)
+        )
 
     return pack
 

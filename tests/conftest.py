@@ -150,3 +150,10 @@ def pack_dataset(packed_folder: Path) -> "PackDataset":
     from spacepatch.loader import PackDataset
 
     return PackDataset(packed_folder)
+
+
+@pytest.fixture
+def without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where scipy is not installed."""
+    for name in ("scipy", "scipy.optimize", "scipy.sparse"):
+        monkeypatch.setitem(sys.modules, name, None)

@@ -242,7 +242,7 @@ def test_a_bad_value_of_a_flag_is_exit_2_on_one_line(spacepatch_cli) -> None:
     assert "did you mean repeat? (got 'repaet')" in done.stderr
 
 
-def test_every_setting_is_a_flag_but_what_convert_writes(spacepatch_cli) -> None:
+def test_every_setting_is_a_flag_but_what_convert_and_repack_write(spacepatch_cli) -> None:
     text = spacepatch_cli("tokenize", "--help").stdout
     missing = {k for k in RunConfig.model_fields if f"--{k.replace('_', '-')}" not in text}
-    assert missing == {"recut"}
+    assert missing == {"recut", "repacked"}

@@ -98,6 +98,8 @@ OTHER = {
     "packer": "next-fit",
     "window": 3,
     "max_segments": 3,
+    "balance": "attention",
+    "repacked": "3",
     "cut_to_fit": True,
     "shard_size": "3MB",
     "index": "full",

@@ -13,6 +13,7 @@ from typing import Any
 
 import typer
 
+from spacepatch.bounds import LowerBound
 from spacepatch.cli.saying import printable, say
 from spacepatch.config import RunConfig, to_toml
 from spacepatch.data import Source, Task, TaskReport
@@ -93,8 +94,8 @@ class RunProgress:
         self._show("planning", done, total, f"{done}/{total} sources")
 
     def on_shard(self, done: int, total: int) -> None:
-        """Of a conversion."""
-        self._show("converting", done, total, f"{done}/{total} shards")
+        """Of a dataset that is written anew."""
+        self._show("rewriting", done, total, f"{done}/{total} shards")
 
     def _on_start(self, plan: Plan, pending: Sequence[Task]) -> None:
         self._pack_length = plan.layout.pack_length
@@ -182,14 +183,31 @@ def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
         typer.echo(f"{len(summary.lost_sources)} sources are lost entirely: exit code 3", err=True)
 
 
-def show_totals(out: Path, totals: dict[str, Any]) -> None:
-    """One line: what a dataset holds."""
+def show_totals(out: Path, totals: dict[str, Any], *, bound: str | None = None) -> None:
+    """One line: what a dataset holds; `bound` says more of the lower bound of its packs."""
+    plain = f"lower bound {totals['lower_bound']:,}"
     typer.echo(
         f"{out}: {totals['segments']:,} segments of {totals['sources_with_segments']:,} sources, "
         f"{totals['tokens']:,} tokens in {totals['packs']:,} packs "
-        f"(fill {totals['fill']:.1%}, lower bound {totals['lower_bound']:,}), "
+        f"(fill {totals['fill']:.1%}, {bound or plain}), "
         f"{totals['shards']:,} shards, {totals['bytes'] / 1e6:,.1f} MB"
     )
+
+
+def packs_bound(summary: dict[str, Any]) -> str:
+    """The lower bound of what `summarize` found, and how it was had."""
+    return LowerBound(**summary["lower_bound"]).describe(summary["totals"]["packs"])
+
+
+def attention_spread(spread: dict[str, Any]) -> str:
+    """How evenly the cost of attention is spread over packs."""
+    shown = _spread(spread)
+    before = spread["unbalanced"]
+    return shown if before is None else f"{shown}; without balance {_spread(before)}"
+
+
+def _spread(spread: dict[str, Any]) -> str:
+    return f"cost max/mean {spread['max_over_mean']:.3f}, variation {spread['variation']:.1%}"
 
 
 def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
@@ -238,9 +256,10 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
                 else ""
             )
         )
+    bound = LowerBound(**figures["lower_bound"]).describe(totals["packs"])
     typer.echo(
-        f"{most}{totals['packs']:,} packs of {totals['pack_length']:,} (lower bound "
-        f"{totals['lower_bound']:,}), fill {totals['fill']:.2%}, {totals['shards']:,} shards, "
+        f"{most}{totals['packs']:,} packs of {totals['pack_length']:,}, {bound}, fill "
+        f"{totals['fill']:.2%}, {totals['shards']:,} shards, "
         f"{most or 'about '}{totals['bytes'] / 1e6:,.1f} MB"
     )
     typer.echo("")

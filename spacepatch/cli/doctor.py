@@ -24,6 +24,7 @@ PACKAGES = (
     "safetensors",
     "diffusers",
     "scikit-learn",
+    "scipy",
 )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from spacepatch.cli.options import Json
+from spacepatch.cli.options import Bound, Json
 from spacepatch.cli.saying import say
 
 EXAMPLE = "Example:  spacepatch inspect shards/ --json"
@@ -40,13 +40,14 @@ DETAILS = ("sampler", "random_offset", "upscale", "multiple", "fit", "crop", "bu
 
 def command(
     path: Annotated[Path, typer.Argument(metavar="DIR", help="An output folder, or one .tar.")],
+    bound: Bound = False,
     json: Json = False,
 ) -> None:
     """Show totals, fill, histograms and losses."""
     from spacepatch.cli import display
     from spacepatch.inspection import summarize
 
-    summary = summarize(path)
+    summary = summarize(path, thorough=bound)
     if json:
         display.print_json(summary)
         return
@@ -61,6 +62,8 @@ def command(
 
 
 def _show_totals(path: Path, summary: dict[str, Any]) -> None:
+    from spacepatch.cli import display
+
     totals, tokens = summary["totals"], summary["tokens"]
     state = ""
     if not summary["finished"]:
@@ -80,9 +83,11 @@ def _show_totals(path: Path, summary: dict[str, Any]) -> None:
     )
     typer.echo(
         f"  packed    {totals['packs']:,} packs of {tokens['pack_length']:,}, fill "
-        f"{totals['fill']:.2%}, lower bound {totals['lower_bound']:,}, "
+        f"{totals['fill']:.2%}, {display.packs_bound(summary)}, "
         f"{totals['shards']:,} shards, {totals['bytes'] / 1e6:,.1f} MB"
     )
+    if totals["packs"]:
+        typer.echo(f"  attention {display.attention_spread(summary['attention'])}")
     if totals.get("frames_selected") is not None:
         typer.echo(
             f"  frames    {totals['frames_selected']:,} selected = "

@@ -32,6 +32,12 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on s
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Begin anew; remove what a former run wrote there.")
 ]
+Bound = Annotated[
+    bool,
+    typer.Option(
+        "--bound", help="Prove the best lower bound of packs, which may take minutes; needs scipy."
+    ),
+]
 ShowConfig = Annotated[
     bool, typer.Option("--show-config", help="Print the effective settings and stop.")
 ]
@@ -41,8 +47,8 @@ def with_settings(command: Callable[..., None]) -> Callable[..., None]:
     """Give a command every setting of a run as an option; it gets them as one `config`."""
     own = inspect.signature(command, eval_str=True)
     kept = [parameter for name, parameter in own.parameters.items() if name != "config"]
-    # What convert writes is no wish of a user's.
-    names = [name for name in RunConfig.model_fields if name != "recut"]
+    # What convert and repack write is no wish of a user's.
+    names = [name for name in RunConfig.model_fields if name not in ("recut", "repacked")]
     settings = [_option(name) for name in names]
     layers = [
         _parameter("config_file", ConfigFile, None),

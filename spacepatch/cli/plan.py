@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spacepatch.cli.options import Json, Overwrite, Root, ShowConfig, Sources, with_settings
+from spacepatch.cli.options import Bound, Json, Overwrite, Root, ShowConfig, Sources, with_settings
 from spacepatch.config import RunConfig
 
 EXAMPLE = "Example:  spacepatch plan videos/ --pack-length 16384 --json"
@@ -24,6 +24,7 @@ def command(
     root: Root = None,
     overwrite: Overwrite = False,
     show_config: ShowConfig = False,
+    bound: Bound = False,
     json: Json = False,
     config: RunConfig,
 ) -> None:
@@ -44,4 +45,4 @@ def command(
             overwrite=overwrite,
             watch=progress.watch(),
         )
-    display.show_forecast(forecast(plan), as_json=json)
+    display.show_forecast(forecast(plan, thorough=bound), as_json=json)

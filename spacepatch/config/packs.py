@@ -33,12 +33,19 @@ class PackFields(BaseModel):
     packer: str = setting(
         "best-fit-decreasing",
         "layout",
-        "next-fit, first-fit, first-fit-decreasing or best-fit-decreasing.",
+        "Which segments share a pack. spfhp, nnlshp and optimal go by the histogram of lengths; "
+        "the last two need scipy.",
     )
     window: int | None = setting(
         None, "layout", "Open packs of first-fit (NaViT's way); default: no limit.", ge=1
     )
     max_segments: int | None = setting(None, "layout", "Segments in a pack at most.", ge=1)
+    balance: str | None = setting(
+        None,
+        "layout",
+        "attention: exchange segments until packs have near-equal sums of squared lengths, in no "
+        "more packs.",
+    )
     cut_to_fit: bool = setting(
         False, "layout", "Let the packer cut segments between grid rows to fill packs."
     )
@@ -53,6 +60,14 @@ class PackFields(BaseModel):
     )
     name: str | None = setting(
         None, "layout", "Name of the shards; default: 8 hex digits of the plan's id."
+    )
+
+    repacked: str | None = setting(
+        None,
+        "layout",
+        "Set by spacepatch repack alone: the pack_length, and cut_to_fit, that segments were cut "
+        "for.",
+        pattern=r"^[0-9]+( cut_to_fit)?$",
     )
 
     @field_validator("name")

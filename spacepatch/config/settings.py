@@ -46,8 +46,9 @@ def _tubelet_sizes(layer: dict[str, Any]) -> set[str]:
 
 CONTRADICTIONS: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
     "packer": lambda packer, layer: bool(layer.get("cut_to_fit")),
+    "balance": lambda balance, layer: bool(layer.get("cut_to_fit")),
     "window": lambda window, layer: "packer" in layer or bool(layer.get("cut_to_fit")),
-    "cut_to_fit": lambda cut, layer: bool(layer.get("packer") or layer.get("drop")),
+    "cut_to_fit": lambda cut, layer: any(layer.get(key) for key in ("packer", "balance", "drop")),
     "views": lambda views, layer: views == "all" and "," not in str(layer.get("patch", ",")),
     "layout": lambda layout, layer: "t" not in layout and bool(_tubelet_sizes(layer) - {"1"}),
     "crop": lambda crop, layer: layer.get("fit", "stretch") != "stretch",
@@ -58,7 +59,7 @@ CONTRADICTIONS: dict[str, Callable[[Any, dict[str, Any]], bool]] = {
 
 CAN_BE_NONE = (
     "drop mask crop buckets random_crop encoder encoder_stride also encode_batch pixel_patch "
-    "expect_sha256 split sample"
+    "expect_sha256 balance split sample"
 ).split()
 """Settings that `none` switches off again."""
 
@@ -84,6 +85,7 @@ WORDS = (
     "tail",
     "long",
     "packer",
+    "balance",
     "index",
 )
 """Settings that take a word of a closed list, see `choices_of`."""
@@ -129,6 +131,8 @@ class RunConfig(
             raise ValueError(f"window is for packer first-fit, not {self.packer}")
         if self.cut_to_fit and self.packer != "best-fit-decreasing":
             raise ValueError(f"cut_to_fit packs its own way: leave packer out ({self.packer})")
+        if self.cut_to_fit and self.balance is not None:
+            raise ValueError("balance exchanges whole segments, cut_to_fit cuts them: give one")
         if self.cut_to_fit and self.drop is not None:
             raise ValueError("cut_to_fit cuts whole grid rows, which drop leaves none of")
         return self

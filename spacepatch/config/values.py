@@ -11,7 +11,8 @@ from typing import Any
 
 def choices_of(key: str) -> tuple[str, ...]:
     """The words that a setting takes; the dicts of the stages are the one list of them."""
-    from spacepatch import clips, decode, packing, resize, tubelets
+    from spacepatch import clips, decode, packers, resize, tubelets
+    from spacepatch.balancing import BALANCES
     from spacepatch.latents.encoders import DTYPES, POSTERIORS
     from spacepatch.normalization import NORMALIZATIONS
     from spacepatch.token_dtypes import LATENT_DTYPES
@@ -34,7 +35,8 @@ def choices_of(key: str) -> tuple[str, ...]:
         "normalize": NORMALIZATIONS,
         "tail": tubelets.TAILS,
         "long": clips.LONG_POLICIES,
-        "packer": packing.PACKERS,
+        "packer": packers.ALL_PACKERS,
+        "balance": BALANCES,
         "index": ("auto", "full", "compact"),
     }
     return tuple(words[key])

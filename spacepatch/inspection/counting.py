@@ -15,6 +15,7 @@ import numpy as np
 from spacepatch.data import RETRYABLE_REASONS
 from spacepatch.inspection.encoders import known_encoder
 from spacepatch.inspection.folders import read_batches
+from spacepatch.inspection.packed import PLACE_COLUMNS, PackCounts
 from spacepatch.pipeline.finishing import widths_of
 from spacepatch.shards import ShardReceipt
 
@@ -35,7 +36,7 @@ NO_VALUE = {"source_fps": "no duration", "sampled_fps": "every frame"}
 SEGMENT_COLUMNS = (
     "source_id split view grid_thw num_kept clip_start_pts clip_stop_pts time_base size "
     "tubelet_size patch_size source_fps sampled_fps valid_frames corrupt_frames aspect_error drop "
-    "decoder"
+    "decoder shard pack"
 ).split()
 
 COMMON_COLUMNS = "layout order halo tail".split()  # the same for every segment
@@ -77,6 +78,7 @@ class Counted:
     pixel_tokens: int = 0
     pack_pixel_tokens: int = 0
     """The most of them in a pack."""
+    packed: PackCounts = field(default_factory=PackCounts)
     fps: list[float] = field(default_factory=list)
     """Smallest and largest."""
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
@@ -91,6 +93,7 @@ class Counted:
         self.first = self.first or receipt
         if not receipt.packs:
             return
+        self.packed.add_shard(receipt)
         self.channel_sums.append(receipt.channel_sums)
         self.pixel_tokens += receipt.pixel_tokens
         self.pack_pixel_tokens = max(self.pack_pixel_tokens, receipt.pack_pixel_tokens)
@@ -170,6 +173,7 @@ class Counted:
         self.num_segments += len(batch)
         tokens, valid = numbers(batch, "num_kept"), numbers(batch, "valid_frames")
         self.frames_written += int(valid.sum())
+        self.packed.add_segments(*(numbers(batch, name) for name in PLACE_COLUMNS))
         self._add_tokens(batch)
         errors = numbers(batch, "aspect_error")
         self.aspect_error_sum += float(errors.sum())
@@ -264,3 +268,11 @@ def bins_of(name: str, counts: np.ndarray) -> list[dict[str, Any]]:
 def fill_of(tokens: int, packs: int, pack_length: int) -> float:
     """Share of the packs that tokens fill."""
     return tokens / (packs * pack_length) if packs else 0.0
+
+
+def colours_of(receipt: ShardReceipt) -> dict[str, tuple[str, str, str]]:
+    """By source_id, what its pictures say."""
+    return {
+        source_id: (str(seen.get("matrix")), str(seen.get("range")), str(seen.get("tagged")))
+        for source_id, seen in receipt.observed.items()
+    }

@@ -57,6 +57,9 @@ def receipt_faults(receipt: ShardReceipt) -> list[str]:
     observed = receipt.observed.values() if isinstance(receipt.observed, dict) else [None]
     if not all(isinstance(seen, dict) and seen.keys() >= OBSERVED for seen in observed):
         faults.append(f"observed does not give {', '.join(sorted(OBSERVED))} of each source")
+    spread = receipt.unbalanced
+    if spread is not None and not (_is_list(spread, int) and len(spread) == 4 and min(spread) >= 0):
+        faults.append(f"unbalanced is {spread!r}, not four counts")
     if not _is_list(receipt.losses, dict):
         return [*faults, "losses is no list of rows"]
     for loss in receipt.losses:

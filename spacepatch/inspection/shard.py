@@ -157,6 +157,11 @@ def _check_table(
     if (np.diff(packs) < 0).any() or np.unique(packs).tolist() != list(range(receipt.packs)):
         report(f"its rows are not in the order of packs 0 to {receipt.packs - 1}")
         return None
+    cost = int(np.square(table.column("num_kept").to_numpy().astype(np.int64)).sum())
+    if receipt.unbalanced is not None and receipt.unbalanced[0:3:2] != [receipt.packs, cost]:
+        findings.at(f"{stem}.json")(
+            f"unbalanced is {receipt.unbalanced}, not of {receipt.packs} packs that cost {cost}"
+        )
     for key in SAME:
         values = sorted(set(table.column(key).to_pylist()))
         if len(values) > 1:

@@ -9,10 +9,12 @@ from typing import Any
 
 import numpy as np
 
+from spacepatch.bounds import bound_packs
 from spacepatch.errors import ShardError
 from spacepatch.inspection.counting import (
     Counted,
     bins_of,
+    colours_of,
     fill_of,
     lengths,
     numbers,
@@ -29,7 +31,7 @@ from spacepatch.inspection.packs import read_npy
 from spacepatch.inspection.pixels import PIXEL_SEGMENTS
 from spacepatch.inspection.receipts import read_sound_receipt
 from spacepatch.packing import lower_bound
-from spacepatch.shards import DATASET, ShardReader, ShardReceipt, receipt_path, shard_stem
+from spacepatch.shards import DATASET, ShardReader, receipt_path, shard_stem
 from spacepatch.shards.receipts import missing_files
 from spacepatch.tubelets import token_width
 
@@ -37,12 +39,13 @@ SIZES = 10
 """Frame sizes shown, the most common first."""
 
 
-def summarize(path: Path) -> dict[str, Any]:
+def summarize(path: Path, *, thorough: bool = False) -> dict[str, Any]:
     """Describe what lies at `path`, in numbers from the tables and receipts alone.
 
     Args:
         path: an output folder, finished or not; or the tar or receipt of one shard, of which
             nothing but its own four files is read.
+        thorough: prove the best lower bound of packs there is, however long it takes.
 
     Returns:
         JSON-able, the same keys in the same order for every kind; None where it cannot be known
@@ -52,8 +55,10 @@ def summarize(path: Path) -> dict[str, Any]:
         - ``name``, ``plan_id``, ``format_version``
         - ``tasks``: ``planned`` and ``done``.
         - ``totals``: ``sources``, ``sources_with_segments``, ``segments``, ``tokens``, ``packs``,
-          ``lower_bound`` (of packs), ``fill``, ``shards``, ``bytes``, ``frames_selected`` (of the
-          tasks that are done), ``frames_written``, ``frames_lost``.
+          ``lower_bound`` (tokens / pack length), ``fill``, ``shards``, ``bytes``,
+          ``frames_selected`` (of the tasks that are done), ``frames_written``, ``frames_lost``.
+        - ``lower_bound``: the best one of packs, see `LowerBound`: ``packs``, ``by``.
+        - ``attention``: how evenly its cost is spread over packs, see `PackCounts.attention`.
         - ``tokens``: what a token is: ``kind``, ``store``, ``members``, ``token_dtype``,
           ``token_widths`` (the widest first), ``pack_length``, ``layout``, ``order``, ``halo``,
           ``tail``.
@@ -89,13 +94,13 @@ def summarize(path: Path) -> dict[str, Any]:
     """
     located = locate(path)
     if located.stem is not None:
-        return _summarize_shard(located.folder, located.stem)
+        return _summarize_shard(located.folder, located.stem, thorough)
     if (located.folder / DATASET).is_file():
-        return _summarize_dataset(located.folder)
-    return _summarize_unfinished(located.folder)
+        return _summarize_dataset(located.folder, thorough)
+    return _summarize_unfinished(located.folder, thorough)
 
 
-def _summarize_dataset(folder: Path) -> dict[str, Any]:
+def _summarize_dataset(folder: Path, thorough: bool) -> dict[str, Any]:
     document = read_document(
         folder / DATASET,
         required="plan_id name settings store pack_length shards".split(),
@@ -114,6 +119,7 @@ def _summarize_dataset(folder: Path) -> dict[str, Any]:
     done = _num_tasks(folder) if (folder / PLAN_DOCUMENT).is_file() else len(document["shards"])
     return _summary(
         counted,
+        thorough=thorough,
         document=document,
         kind="dataset",
         name=document["name"],
@@ -131,7 +137,7 @@ def _num_tasks(folder: Path) -> int:
     return highest + 1
 
 
-def _summarize_unfinished(folder: Path) -> dict[str, Any]:
+def _summarize_unfinished(folder: Path, thorough: bool) -> dict[str, Any]:
     document = read_document(
         folder / PLAN_DOCUMENT, required="plan_id name settings layout".split()
     )
@@ -165,13 +171,14 @@ def _summarize_unfinished(folder: Path) -> dict[str, Any]:
         selected += frames[number]
         counted.add_shard(stem, receipt)
         counted.add_losses(receipt.losses)
-        observed |= _colours(receipt)
+        observed |= colours_of(receipt)
         if receipt.packs:
             counted.add_segments(folder / f"{stem}.segments.parquet", with_sources=True)
     counted.num_sources = len(sources)
     counted.colours.update(observed.values())
     return _summary(
         counted,
+        thorough=thorough,
         document=document,
         kind="dataset",
         finished=False,
@@ -190,7 +197,7 @@ def _planned_losses(folder: Path) -> Iterator[dict[str, Any]]:
                 yield row | {"clip": None, "num_frames": row["num_frames_lost"], "num_tokens": 0}
 
 
-def _summarize_shard(folder: Path, stem: str) -> dict[str, Any]:
+def _summarize_shard(folder: Path, stem: str, thorough: bool) -> dict[str, Any]:
     receipt = read_sound_receipt(receipt_path(folder, stem))
     absent = missing_files(folder, receipt)
     if absent:
@@ -201,7 +208,7 @@ def _summarize_shard(folder: Path, stem: str) -> dict[str, Any]:
     counted = Counted()
     counted.add_shard(stem, receipt)
     counted.add_losses(receipt.losses)
-    counted.colours.update(_colours(receipt).values())
+    counted.colours.update(colours_of(receipt).values())
     store = tubelet = None
     if receipt.packs:
         counted.add_segments(folder / f"{stem}.segments.parquet", with_sources=True)
@@ -213,6 +220,7 @@ def _summarize_shard(folder: Path, stem: str) -> dict[str, Any]:
     ending = shard_stem("", receipt.split, receipt.task)
     return _summary(
         counted,
+        thorough=thorough,
         document={"plan_id": receipt.plan_id, "format_version": receipt.format_version},
         kind="shard",
         name=stem.removesuffix(ending),
@@ -223,17 +231,10 @@ def _summarize_shard(folder: Path, stem: str) -> dict[str, Any]:
     )
 
 
-def _colours(receipt: ShardReceipt) -> dict[str, tuple[str, str, str]]:
-    """By source_id, what its pictures say."""
-    return {
-        source_id: (str(seen.get("matrix")), str(seen.get("range")), str(seen.get("tagged")))
-        for source_id, seen in receipt.observed.items()
-    }
-
-
 def _summary(
     counted: Counted,
     *,
+    thorough: bool,
     document: dict[str, Any],
     kind: str,
     name: str,
@@ -274,6 +275,14 @@ def _summary(
             "frames_written": counted.frames_written,
             "frames_lost": sum(entry["frames"] for entry in losses),
         },
+        "lower_bound": bound_packs(
+            counted.packed.lengths,
+            pack_length=pack_length,
+            max_segments=settings.get("max_segments"),
+            packs=packs,
+            thorough=thorough,
+        ).to_json(),
+        "attention": counted.packed.attention(),
         "tokens": {
             "kind": settings.get("kind") or ((first and first.encoder) or {}).get("kind"),
             "store": store,

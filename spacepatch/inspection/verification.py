@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import asdict
 from fractions import Fraction
 from itertools import pairwise
 from pathlib import Path
@@ -193,7 +192,7 @@ def _check_plan_document(document: dict[str, Any], plan: Plan | None, findings: 
                 if prints[key] != value:
                     report(f"fingerprints: {key} is not that of the settings")
             check_facts(facts, config, report)
-            if document["placement"] != asdict(Placement.of(config)):
+            if Placement(**document["placement"]) != Placement.of(config):
                 report("placement is not that of the settings")
             if plan is not None:
                 clips = [clip for task in plan.tasks for clip in task.clips]

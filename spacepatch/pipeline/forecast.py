@@ -8,8 +8,10 @@ from typing import Any
 
 import numpy as np
 
+from spacepatch.bounds import LowerBound, bound_packs
 from spacepatch.data import Task
-from spacepatch.packing import PACKERS, count_packs
+from spacepatch.packers import ALL_PACKERS, NEEDS_SCIPY
+from spacepatch.packing import count_packs
 from spacepatch.pipeline.encoded import encoder_of_receipt
 from spacepatch.pipeline.placement import Lengths, Placement
 from spacepatch.pipeline.planfile import Plan
@@ -27,22 +29,28 @@ SEGMENT_OVERHEAD = 1200
 """Bytes a segment adds to pack.json and the table, about."""
 
 
-def forecast(plan: Plan) -> dict[str, Any]:
+def forecast(plan: Plan, *, thorough: bool = False) -> dict[str, Any]:
     """The figures of `spacepatch plan`, from integers alone.
 
+    Args:
+        thorough: prove the best lower bound there is, however long it takes.
+
     Returns:
-        JSON-able: `sources` (a list), `totals`, `packers`, `better_pack_lengths`, `warnings`,
-        `duplicates`, `encoder` (None: pixels), `token_dtype`, `pixel_tubelet` (of `also pixels`).
+        JSON-able: `sources` (a list), `totals` (with the plain `lower_bound`, tokens / pack
+        length), `lower_bound` (the best one, see `LowerBound`), `packers` (those that are quick,
+        and the chosen one), `better_pack_lengths`, `warnings`, `duplicates`, `encoder` (None:
+        pixels), `token_dtype`, `pixel_tubelet` (of `also pixels`).
     """
     length = plan.layout.pack_length
     tokens = plan.num_tokens
     packers: dict[str, dict[str, Any]] = {}
-    names = [*PACKERS, *(["cut-to-fit"] if _can_cut(plan) else [])]
+    chosen = "cut-to-fit" if plan.placement.cut_to_fit else plan.placement.packer
+    names = [name for name in ALL_PACKERS if name not in NEEDS_SCIPY or name == chosen]
+    names += ["cut-to-fit"] if _can_cut(plan) else []
     for name in names:
         placement = _placement(plan, name)
         packs = sum(_count(task, plan, placement) for task in plan.tasks)
         packers[name] = {"packs": packs, "fill": _fill(tokens, packs, length)}
-    chosen = "cut-to-fit" if plan.placement.cut_to_fit else plan.placement.packer
     packs = packers[chosen]["packs"]
     fill = packers[chosen]["fill"]
     warnings = []
@@ -76,6 +84,7 @@ def forecast(plan: Plan) -> dict[str, Any]:
             "bytes": _token_bytes(plan) + packs * PACK_OVERHEAD + plan.num_clips * SEGMENT_OVERHEAD,
             "losses": dict(sorted(Counter(loss.reason for loss in plan.losses).items())),
         },
+        "lower_bound": _bound(plan, packs, bound, thorough=thorough).to_json(),
         "packers": packers,
         "better_pack_lengths": better,
         "duplicates": _duplicates(plan),
@@ -84,6 +93,20 @@ def forecast(plan: Plan) -> dict[str, Any]:
         "token_dtype": plan.layout.token_dtype,
         "pixel_tubelet": plan.layout.pixel_tubelet,
     }
+
+
+def _bound(plan: Plan, packs: int, plain: int, *, thorough: bool) -> LowerBound:
+    """Of the packs of whole segments; of what may be cut, or kept in part, by their tokens."""
+    placement = plan.placement
+    if placement.cut_to_fit or plan.is_bound:
+        return LowerBound(plain, "tokens")
+    return bound_packs(
+        _all_lengths(plan).histograms(),
+        pack_length=placement.pack_length,
+        max_segments=placement.max_segments,
+        packs=packs,
+        thorough=thorough or placement.packer == "optimal",
+    )
 
 
 def _can_cut(plan: Plan) -> bool:
@@ -96,7 +119,8 @@ def _can_cut(plan: Plan) -> bool:
 
 def _placement(plan: Plan, name: str) -> Placement:
     if name == "cut-to-fit":
-        return replace(plan.placement, cut_to_fit=True, packer="best-fit-decreasing", window=None)
+        packer = "best-fit-decreasing"
+        return replace(plan.placement, cut_to_fit=True, packer=packer, window=None, balance=None)
     window = plan.placement.window if name == "first-fit" else None
     return replace(plan.placement, cut_to_fit=False, packer=name, window=window)
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 
+from spacepatch.balancing import Spread, attention_costs, balance_packs
 from spacepatch.config import RunConfig
 from spacepatch.data import ClipSpec
-from spacepatch.packing import PACKERS, count_packs, lower_bound, pack_cut_to_fit
+from spacepatch.packers import ALL_PACKERS, NEEDS_SCIPY, check_least_squares, num_packs
+from spacepatch.packing import lower_bound, pack_cut_to_fit
 from spacepatch.shards import Layout
 
 Piece = tuple[int, int, int | None]
@@ -44,10 +47,27 @@ class Lengths:
             np.concatenate([part.widths for part in parts]),
         )
 
+    def histograms(self) -> dict[int, dict[int, int]]:
+        """By width, how many there are of each number of tokens."""
+        found = {}
+        for width, items in self.by_width():
+            distinct, counts = np.unique(self.tokens[items], return_counts=True)
+            found[width] = dict(zip(distinct.tolist(), counts.tolist(), strict=True))
+        return found
+
     def by_width(self) -> list[tuple[int, np.ndarray]]:
         """(width, items of that width), the widest first."""
         widths = np.unique(self.widths)[::-1]
         return [(int(width), np.flatnonzero(self.widths == width)) for width in widths]
+
+
+class Placed(NamedTuple):
+    """Segments in packs."""
+
+    packs: list[list[Piece]]
+    """Those of the widest tokens first."""
+    unbalanced: Spread | None
+    """Of the attention costs of the packs as the packer made them; None: they are those."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,25 +79,51 @@ class Placement:
     window: int | None
     max_segments: int | None
     cut_to_fit: bool
+    balance: str | None = None
 
     @classmethod
     def of(cls, config: RunConfig) -> Placement:
         return cls(
-            config.pack_length, config.packer, config.window, config.max_segments, config.cut_to_fit
+            config.pack_length,
+            config.packer,
+            config.window,
+            config.max_segments,
+            config.cut_to_fit,
+            config.balance,
         )
 
-    def place(
-        self, lengths: Lengths, can_cut: Callable[[int, int], bool] | None = None
-    ) -> list[list[Piece]]:
-        """Pieces of each pack, packs of the widest tokens first. Without `cut_to_fit` every piece
-        is a whole segment."""
-        packs = []
+    def check(self, lengths: Lengths, divisors: np.ndarray) -> None:
+        """Refuse what the packer cannot pack, before anything is made to be packed.
+
+        Args:
+            divisors: ``(n,)`` ints: each length is a multiple of its own, whatever is lost of it.
+
+        Raises:
+            ConfigError: nnlshp, whose matrix would be too large.
+        """
+        for _, items in lengths.by_width() if self.packer == "nnlshp" else ():
+            check_least_squares(
+                divisors[items], pack_length=self.pack_length, max_segments=self.max_segments
+            )
+
+    def place(self, lengths: Lengths, can_cut: Callable[[int, int], bool] | None = None) -> Placed:
+        """The pieces of each pack. Without `cut_to_fit` every piece is a whole segment."""
+        packs: list[list[Piece]] = []
+        unbalanced = None if self.balance is None else Spread()
         for _, items in lengths.by_width():
-            placed = self._place(lengths.tokens[items], lengths.cells[items], items, can_cut)
+            tokens = lengths.tokens[items]
+            placed = self._place(tokens, lengths.cells[items], items, can_cut)
+            if unbalanced is not None:
+                whole = [[item for item, _, _ in pack] for pack in placed]
+                unbalanced += Spread.of(attention_costs(tokens, whole))
+                even = balance_packs(
+                    tokens, whole, pack_length=self.pack_length, max_segments=self.max_segments
+                )
+                placed = [[(item, 0, None) for item in pack] for pack in even]
             packs += [
                 [(int(items[item]), first, last) for item, first, last in pack] for pack in placed
             ]
-        return packs
+        return Placed(packs, unbalanced)
 
     def _place(
         self,
@@ -94,7 +140,7 @@ class Placement:
                 max_segments=self.max_segments,
                 can_cut=can_cut and (lambda item, row: can_cut(int(items[item]), row)),
             )
-        packs = PACKERS[self.packer](
+        packs = ALL_PACKERS[self.packer](
             tokens.tolist(),
             pack_length=self.pack_length,
             max_segments=self.max_segments,
@@ -110,14 +156,15 @@ class Placement:
         }
 
     def _count(self, tokens: np.ndarray, cells: np.ndarray) -> int:
-        if not self.cut_to_fit and self.packer.endswith("-decreasing"):
-            return count_packs(
-                np.bincount(tokens),
-                pack_length=self.pack_length,
-                packer=self.packer,
-                max_segments=self.max_segments,
-            )
-        return len(self._place(tokens, cells, np.arange(len(tokens)), None))
+        if self.cut_to_fit:
+            return len(self._place(tokens, cells, np.arange(len(tokens)), None))
+        return num_packs(
+            tokens,
+            packer=self.packer,
+            pack_length=self.pack_length,
+            max_segments=self.max_segments,
+            window=self.window,
+        )
 
     def lower_bound(self, lengths: Lengths) -> int:
         """Packs that no packer can do without: of each width, tokens / pack length."""
@@ -146,6 +193,20 @@ def cut_into_tasks(
     Returns:
         [first, last) runs of each task.
     """
+    # Borders are tried by the dozen. The packs of slow packers are near those of this one; those of
+    # optimal are no more.
+    trial = placement
+    if placement.packer in NEEDS_SCIPY:
+        trial = replace(placement, packer="best-fit-decreasing")
+
+    def room_of(lengths: Lengths, placement: Placement) -> tuple[int, bool]:
+        """Bytes of the packs, were they full; and whether no fewer would do."""
+        counts = placement.count(lengths)
+        room = sum(
+            packs * token_bytes(width) * placement.pack_length for width, packs in counts.items()
+        )
+        return room, sum(counts.values()) == placement.lower_bound(lengths)
+
     tasks: list[tuple[int, int]] = []
     totals = [_bytes_of(lengths, token_bytes) for lengths in runs]
     first = 0
@@ -157,14 +218,9 @@ def cut_into_tasks(
         last = max(last, first + 1)
 
         def packed(border: int, first: int = first) -> tuple[int, int, bool]:
-            """Bytes of the packs, were they full; bytes in them; whether no fewer would do."""
+            """As of `room_of`, and in between the bytes in the packs."""
             lengths = Lengths.join(runs[first:border])
-            counts = placement.count(lengths)
-            room = sum(
-                packs * token_bytes(width) * placement.pack_length
-                for width, packs in counts.items()
-            )
-            is_least = sum(counts.values()) == placement.lower_bound(lengths)
+            room, is_least = room_of(lengths, trial)
             return room, _bytes_of(lengths, token_bytes), is_least
 
         # The furthest border that fits, near enough: packs grow with the runs.
@@ -180,7 +236,7 @@ def cut_into_tasks(
             room, content, is_least = packed(border)
             if room > capacity:
                 continue
-            fill = content / room
+            fill = content / room if room else 1.0
             if border == len(totals) and is_least:
                 best = border
                 break
@@ -188,6 +244,12 @@ def cut_into_tasks(
                 best, best_fill = border, fill
             if content < capacity * SMALLEST_SHARE:
                 break
+        while (
+            placement.packer == "nnlshp"
+            and best > first + 1
+            and room_of(Lengths.join(runs[first:best]), placement)[0] > capacity
+        ):
+            best = max(first + 1, best - max(1, (best - first) // 16))
         tasks.append((first, best))
         first = best
     return tasks

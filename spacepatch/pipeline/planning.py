@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
+
 from spacepatch.config import RunConfig, fingerprint
 from spacepatch.data import ClipSpec, EncoderFacts, Loss, Source, Task
 from spacepatch.drop import static_threshold
@@ -204,7 +206,7 @@ def content_fingerprints(
 def environment_of(config: RunConfig) -> dict[str, str]:
     """`environment` of the libraries that these settings use."""
     kind = (config.encoder or "").partition(":")[0]
-    return environment(config.resampler, config.decoder, kind)
+    return environment(config.resampler, config.decoder, kind, config.packer)
 
 
 # --- order and tasks ---------------------------------------------------------------------------
@@ -218,32 +220,73 @@ def _make_tasks(
     layout: Layout,
     placement: Placement,
 ) -> list[Task]:
+    """Tasks of runs in a seeded order, by their planned lengths."""
+    lengths = Lengths.of(clips, layout)
+    # Losses take whole grid rows; dropping leaves any number of tokens of a row.
+    rows = lengths.cells if config.drop is None else np.ones(len(clips), np.int64)
+    placement.check(lengths, rows)
+
+    def order(run: Sequence[ClipSpec]) -> tuple[str, bytes]:
+        source = sources[run[0].source].source
+        content = f"{config.seed}\0{token_fingerprint}\0{source.source_id}\0{run[0].clip}"
+        return source.split, hashlib.blake2b(content.encode(), digest_size=16).digest()
+
+    runs = sorted(cut_runs(clips, config, layout), key=order)
+    return make_tasks(
+        runs,
+        config,
+        sources,
+        layout,
+        placement,
+        lengths_of=lambda run: Lengths.of(run, layout),
+    )
+
+
+def cut_runs(clips: Sequence[ClipSpec], config: RunConfig, layout: Layout) -> list[list[ClipSpec]]:
+    """Consecutive clips of one source, of which several make a shard."""
+    pack_bytes, capacity = _shard_room(clips, config, layout)
+    return list(_runs(clips, max(pack_bytes, capacity // RUNS_PER_SHARD), layout))
+
+
+def make_tasks(
+    runs: Sequence[Sequence[ClipSpec]],
+    config: RunConfig,
+    sources: Sequence[PlannedSource],
+    layout: Layout,
+    placement: Placement,
+    *,
+    lengths_of: Callable[[Sequence[ClipSpec]], Lengths],
+) -> list[Task]:
+    """Cut runs, in this order, into tasks of one split each, whose packs come out nearly full.
+
+    Args:
+        lengths_of: of the segments of a run: those that are planned, or those that there are.
+    """
+    clips = [clip for run in runs for clip in run]
     beside = _pixel_bytes_a_token(clips, layout)
-    pack_bytes = (layout.token_bytes(max(layout.token_widths)) + beside) * layout.pack_length
-    capacity = max(1, config.shard_bytes // pack_bytes) * pack_bytes
-    most = max(pack_bytes, capacity // RUNS_PER_SHARD)
-    by_split: dict[str, list[list[ClipSpec]]] = defaultdict(list)
-    for run in _runs(clips, most, layout):
-        by_split[sources[run[0].source].source.split].append(run)
+    _, capacity = _shard_room(clips, config, layout)
     tasks: list[Task] = []
-    for split in sorted(by_split):
-
-        def order(run: list[ClipSpec]) -> bytes:
-            identity = sources[run[0].source].source.source_id
-            content = f"{config.seed}\0{token_fingerprint}\0{identity}\0{run[0].clip}"
-            return hashlib.blake2b(content.encode(), digest_size=16).digest()
-
-        runs = sorted(by_split[split], key=order)
+    by_split: dict[str, list[Sequence[ClipSpec]]] = defaultdict(list)
+    for run in runs:
+        by_split[sources[run[0].source].source.split].append(run)
+    for split, own in by_split.items():
         borders = cut_into_tasks(
-            [Lengths.of(run, layout) for run in runs],
+            [lengths_of(run) for run in own],
             placement=placement,
             token_bytes=lambda width: layout.token_bytes(width) + beside,
             capacity=capacity,
         )
         for first, last in borders:
-            content = tuple(clip for run in runs[first:last] for clip in run)
+            content = tuple(clip for run in own[first:last] for clip in run)
             tasks.append(Task(len(tasks), split, "", content))
     return tasks
+
+
+def _shard_room(clips: Sequence[ClipSpec], config: RunConfig, layout: Layout) -> tuple[int, int]:
+    """Bytes of a full pack, and of as many as a shard holds."""
+    beside = _pixel_bytes_a_token(clips, layout)
+    pack_bytes = (layout.token_bytes(max(layout.token_widths)) + beside) * layout.pack_length
+    return pack_bytes, max(1, config.shard_bytes // pack_bytes) * pack_bytes
 
 
 def _pixel_bytes_a_token(clips: Sequence[ClipSpec], layout: Layout) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -13,32 +12,21 @@ from typing import Any
 import numpy as np
 
 from spacepatch.arena import Arena
+from spacepatch.balancing import Spread
 from spacepatch.clipwriter import ClipLoss
 from spacepatch.data import Loss, Task, TaskReport
 from spacepatch.errors import ShardError
 from spacepatch.jobs import Job, JobResult, arena_bytes, run_job
 from spacepatch.latents.encoders import EncoderSettings
-from spacepatch.pipeline.encoded import (
-    channel_sums,
-    encoder_of_receipt,
-    pixel_counts,
-    with_pixels,
-)
+from spacepatch.pipeline.encoded import with_pixels
 from spacepatch.pipeline.job_settings import token_settings
 from spacepatch.pipeline.placement import Lengths
 from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.publishing import publish_task
 from spacepatch.pipeline.segments import Made, clip_id, segment_of
-from spacepatch.shards import (
-    SHARD_ENDINGS,
-    SegmentContent,
-    ShardReceipt,
-    read_receipt,
-    receipt_path,
-    shard_stem,
-    write_shard,
-)
-from spacepatch.shards.receipts import missing_files, write_receipt
-from spacepatch.storage import private_folder, remove
+from spacepatch.shards import SegmentContent, read_receipt, receipt_path, shard_stem
+from spacepatch.shards.receipts import missing_files
+from spacepatch.storage import private_folder
 from spacepatch.workers import Fault, WorkerPool
 
 TASKS_IN_MEMORY = 2
@@ -226,50 +214,25 @@ def _cost(job: Job) -> int:
 
 def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
     """Pack what was decoded, publish the shard and then its receipt."""
-    task, layout = running.task, plan.layout
+    task = running.task
     made, losses, observed = _collect(plan, running)
-    packs = _order_packs(plan, _contents(plan, made, running.arena))
-    stem = shard_stem(plan.name, task.split, task.number)
-    files: dict[str, dict[str, Any]] = {}
-    checksums: list[int] = []
-    if packs:
-        files, checksums = write_shard(
-            folder, stem=stem, number=task.number, packs=packs, layout=layout
-        )
-    else:
-        # A run that was killed before its receipt may have left a shard of an earlier attempt.
-        remove([folder / f"{stem}.{ending}" for ending in SHARD_ENDINGS])
-    rows = [content.row for pack in packs for content in pack]
-    num_tokens = sum(row["num_kept"] for row in rows)
-    receipt = ShardReceipt(
-        task=task.number,
-        task_id=task.task_id,
-        plan_id=plan.plan_id,
-        split=task.split,
-        packs=len(packs),
-        segments=len(rows),
-        tokens=num_tokens,
-        members=layout.members,
-        token_dtype=layout.token_dtype,
-        token_width=layout.token_width,
-        pack_token_widths=[pack[0].tokens.shape[1] for pack in packs],
-        pack_length=layout.pack_length,
-        files=files,
-        pack_crc32c=checksums,
+    contents, unbalanced = _contents(plan, made, running.arena)
+    receipt = publish_task(
+        folder,
+        plan,
+        task,
+        contents,
         losses=[asdict(loss) for loss in losses],
         observed=observed,
-        encoder=None if plan.encoder is None else encoder_of_receipt(plan.encoder),
-        channel_sums=channel_sums(plan, packs),
-        **pixel_counts(packs),
+        unbalanced=unbalanced,
     )
-    write_receipt(folder, stem, receipt)
-    del packs
+    del contents
     running.arena.close()
     return TaskReport(
         number=task.number,
         num_packs=receipt.packs,
-        num_tokens=num_tokens,
-        num_segments=len(rows),
+        num_tokens=receipt.tokens,
+        num_segments=receipt.segments,
         losses=tuple(losses),
     )
 
@@ -325,8 +288,11 @@ def _collect(
     )
 
 
-def _contents(plan: Plan, made: list[Made], arena: Arena) -> list[list[SegmentContent]]:
-    """Segments in their packs; a segment that is cut to fit becomes several."""
+def _contents(
+    plan: Plan, made: list[Made], arena: Arena
+) -> tuple[list[list[SegmentContent]], Spread | None]:
+    """Segments in their packs, a segment that is cut to fit as several; and how the packs were
+    before they were balanced."""
     layout = plan.layout
 
     def can_cut(item: int, row: int) -> bool:
@@ -337,7 +303,7 @@ def _contents(plan: Plan, made: list[Made], arena: Arena) -> list[list[SegmentCo
         return bool(clip.spec.start_pts <= before < tick < clip.spec.stop_pts)
 
     if not made:
-        return []
+        return [], None
     widths = [layout.width_of(clip.spec) for clip in made]
     lengths = Lengths(
         np.array([clip.num_kept for clip in made]),
@@ -345,7 +311,8 @@ def _contents(plan: Plan, made: list[Made], arena: Arena) -> list[list[SegmentCo
         np.array(widths),
     )
     packs = []
-    for pieces in plan.placement.place(lengths, can_cut):
+    placed = plan.placement.place(lengths, can_cut)
+    for pieces in placed.packs:
         pack = []
         for item, first, last in pieces:
             clip = made[item]
@@ -357,20 +324,4 @@ def _contents(plan: Plan, made: list[Made], arena: Arena) -> list[list[SegmentCo
                 content = with_pixels(content, clip, arena, layout)
             pack.append(content)
         packs.append(pack)
-    return packs
-
-
-def _order_packs(plan: Plan, packs: list[list[SegmentContent]]) -> list[list[SegmentContent]]:
-    """Seeded order of packs, so that a shard does not begin with all of its longest clips; the
-    segments of a pack by their ids, so that no source has a place of its own. Packs of one token
-    width lie together, the widest first."""
-
-    def key(identity: str) -> bytes:
-        content = f"{plan.settings['seed']}\0order\0{identity}".encode()
-        return hashlib.blake2b(content, digest_size=16).digest()
-
-    def place(pack: list[SegmentContent]) -> tuple[int, bytes]:
-        return -pack[0].tokens.shape[1], min(key(content.row["segment_id"]) for content in pack)
-
-    inner = [sorted(pack, key=lambda content: key(content.row["segment_id"])) for pack in packs]
-    return sorted(inner, key=place)
+    return packs, placed.unbalanced

@@ -13,6 +13,7 @@ from spacepatch.config import RunConfig, parse_bytes
 from spacepatch.data import POLICY_REASONS, Loss, Task, TaskReport
 from spacepatch.errors import ConfigError, LossLimitError, ShardError
 from spacepatch.limits import available_cores
+from spacepatch.packers import check_packer
 from spacepatch.pipeline.encoders import Encoded, resolve_encoder, stride_note
 from spacepatch.pipeline.finishing import (
     RunSummary,
@@ -171,6 +172,7 @@ def make_plan(
 
 
 def _resolve(config: RunConfig, pool: WorkerPool, watch: Watch) -> Encoded:
+    check_packer(config.packer)
     encoded = resolve_encoder(config, pool)
     if note := stride_note(config, encoded.facts):
         watch.on_note(note)

@@ -48,6 +48,9 @@ class ShardReceipt:
     """Pixel tokens beside those of an encoder."""
     pack_pixel_tokens: int = 0
     """The most of them in one pack."""
+    unbalanced: list[int] | None = None
+    """With `balance`, of the attention costs of the packs as the packer made them: how many, the
+    highest, their sum, and the sum of their squares."""
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
