@@ -29,7 +29,8 @@ def test_the_page_of_settings_is_current() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    for command in ("tokenize", "plan", "fit", "inspect", "verify", "preview", "doctor"):
+    commands = "tokenize plan convert repack fit inspect verify preview doctor"
+    for command in commands.split():
         assert f"spacepatch {command}" in readme
 
 
@@ -41,7 +42,7 @@ def test_every_flag_in_the_readme_exists() -> None:
             text=True,
             check=True,
         ).stdout
-        for command in ("tokenize", "plan", "fit", "verify", "preview")
+        for command in ("tokenize", "plan", "repack", "fit", "verify", "preview")
     )
     text = (ROOT / "README.md").read_text().replace("--index-url", "").replace("--help", "")
     for flag in sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))):
@@ -94,3 +95,11 @@ def test_the_reading_example_of_the_format_page_runs(sample_clips: Path, tmp_pat
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert ran.stdout.strip() == "(3328, 1536) 1"
+
+
+def test_the_histogram_example_of_the_page_of_packs_says_what_it_prints() -> None:
+    pytest.importorskip("scipy")
+    page = (ROOT / "docs" / "packing.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert ran.stdout.strip() == code.strip().rpartition("# ")[2]

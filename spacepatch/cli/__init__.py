@@ -22,6 +22,7 @@ from spacepatch.cli import (
     presets,
     preview,
     probe,
+    repack,
     tokenize,
     verify,
 )
@@ -39,7 +40,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (tokenize, plan, convert, fit, probe, inspect, verify, preview, doctor):
+for module in (tokenize, plan, repack, convert, fit, probe, inspect, verify, preview, doctor):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, epilog=module.EXAMPLE)(module.command)
 app.add_typer(presets.app, name="presets")

@@ -11,6 +11,7 @@ from spacepatch.pipeline.planfile import (
     write_plan,
 )
 from spacepatch.pipeline.planning import plan_run
+from spacepatch.pipeline.repacking import repack
 from spacepatch.pipeline.resuming import check_inputs, check_plan
 from spacepatch.pipeline.running import JobReport, is_done, pending_tasks, run_task, run_tasks
 from spacepatch.pipeline.whole import Watch, list_inputs, make_plan, make_pool, tokenize
@@ -35,6 +36,7 @@ __all__ = [
     "plan_run",
     "read_plan",
     "read_plan_document",
+    "repack",
     "run_task",
     "run_tasks",
     "tokenize",

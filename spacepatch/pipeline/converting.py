@@ -4,34 +4,29 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from spacepatch.config import RunConfig, load_config
 from spacepatch.data import ClipSpec, Task
-from spacepatch.errors import ConfigError, ResumeError, ShardError
+from spacepatch.errors import ConfigError
 from spacepatch.pipeline.encoded import channel_sums
-from spacepatch.pipeline.finishing import RunSummary, finish_run
-from spacepatch.pipeline.folder import check_folder, clear_folder
-from spacepatch.pipeline.placement import Placement
-from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
-from spacepatch.pipeline.planning import content_fingerprints, layout_of
+from spacepatch.pipeline.finishing import RunSummary
+from spacepatch.pipeline.planfile import Plan
 from spacepatch.pipeline.recutting import (
-    Stored,
     check_divides,
     new_grid,
     recut_segment,
     relay_segment,
 )
-from spacepatch.pipeline.running import pending_tasks
+from spacepatch.pipeline.rewriting import Progress, changed_plan, read_finished, rewrite
 from spacepatch.pipeline.segments import make_segment_id
+from spacepatch.pipeline.stored import contents_of
 from spacepatch.shards import (
-    DATASET,
     SegmentContent,
     ShardReader,
     ShardReceipt,
@@ -42,10 +37,6 @@ from spacepatch.shards import (
 )
 from spacepatch.shards.receipts import write_receipt
 from spacepatch.shards.tables import read_table
-from spacepatch.storage import lock, sweep_temporary
-
-Progress = Callable[[int, int], None]
-"""Told (done, total) after each shard."""
 
 
 def convert(
@@ -76,38 +67,31 @@ def convert(
         ConfigError: it cannot be had in that form.
         ResumeError: `out` holds something else.
     """
-    before = _read_finished(folder)
+    before = read_finished(folder)
     config = _settings(before, layout=layout, order=order, patch=patch)
     if patch is not None:
         length = _pack_length(folder, before, config, pack_length)
         config = config.model_copy(update={"pack_length": length})
     elif pack_length is not None:
         raise ConfigError("pack_length is for patch: other layouts leave packs as they are")
-    if folder.resolve() == out.resolve():
-        raise ConfigError(f"{out}: is the dataset itself; give another folder to --out")
-    check_folder(out)
-    with lock(out):
-        sweep_temporary(out)
-        if overwrite:
-            clear_folder(out)
-        plan = _write_plan(out, _plan(before, config, recut=patch is not None))
-        pending = {task.number for task in pending_tasks(out, plan)}
-        pending |= _outdated(folder, before, out, plan)
-        for done, (old, new) in enumerate(zip(before.tasks, plan.tasks, strict=True)):
-            on_shard(done, len(plan.tasks))
-            if new.number in pending:
-                _convert_task(folder, out, before, plan, old, new, config, recut=patch is not None)
-        on_shard(len(plan.tasks), len(plan.tasks))
-        return finish_run(out, plan)
+    recut = patch is not None
+    old_of = {task.number: task for task in before.tasks}
 
+    def is_outdated(plan: Plan, new: Task) -> bool:
+        return _is_outdated(folder, before, out, plan, old_of[new.number], new)
 
-def _read_finished(folder: Path) -> Plan:
-    if not (folder / DATASET).is_file():
-        raise ShardError(
-            f"{folder}: no {DATASET}: not a dataset, or an unfinished one; "
-            "run spacepatch tokenize to the end"
-        )
-    return read_plan(folder, {})
+    def write_task(plan: Plan, new: Task) -> None:
+        _convert_task(folder, out, before, plan, old_of[new.number], new, config, recut=recut)
+
+    return rewrite(
+        folder,
+        out,
+        _plan(before, config, recut=recut),
+        overwrite=overwrite,
+        is_outdated=is_outdated,
+        write_task=write_task,
+        on_shard=on_shard,
+    )
 
 
 def _settings(plan: Plan, *, layout: str | None, order: str | None, patch: str | None) -> RunConfig:
@@ -198,23 +182,13 @@ def _plan(before: Plan, config: RunConfig, *, recut: bool) -> Plan:
             replace(task, clips=tuple(_recut_clip(before, clip, config) for clip in task.clips))
             for task in tasks
         )
-    clips = [clip for task in tasks for clip in task.clips]
-    prints = content_fingerprints(config.part("token"), config.part("layout"), before.encoder)
-    return replace(
-        before,
-        plan_id="",
-        name="",
-        settings=config.part("token", "layout", "selection", "seed"),
-        fingerprints=prints | {"environment": before.fingerprints["environment"]},
-        layout=layout_of(config, clips, before.encoder),
-        placement=Placement.of(config),
-        tasks=tasks,
-    )
+    return changed_plan(before, config, tasks, before.environment)
 
 
 def _recut_clip(plan: Plan, clip: ClipSpec, config: RunConfig) -> ClipSpec:
     tubelet_size, height, width = config.patches[0]
-    if plan.placement.cut_to_fit and tubelet_size != clip.tubelet_size:
+    was_cut = plan.placement.cut_to_fit or "cut_to_fit" in (plan.settings.get("repacked") or "")
+    if was_cut and tubelet_size != clip.tubelet_size:
         raise ConfigError(
             f"patch {config.patch}: segments were cut to fit packs between rows of "
             f"{clip.tubelet_size} frames: keep the tubelet size, or tokenize again"
@@ -229,37 +203,12 @@ def _recut_clip(plan: Plan, clip: ClipSpec, config: RunConfig) -> ClipSpec:
     )
 
 
-def _write_plan(out: Path, plan: Plan) -> Plan:
-    """Make it durable; an interrupted conversion goes on only with the very same one."""
-    try:
-        document = read_plan_document(out)
-    except ShardError:
-        if (out / "plan.json").exists():
-            raise
-        return write_plan(out, plan)
-    sources = {entry.source.source_id: entry.source for entry in plan.sources}
-    found = read_plan(out, sources)
-    same = document["fingerprints"] == plan.fingerprints and len(found.tasks) == len(plan.tasks)
-    if not same or document["inputs"] != plan.inputs:
-        raise ResumeError(
-            f"{out}: holds another dataset; give a new or empty folder, or --overwrite"
-        )
-    return found
-
-
-def _outdated(folder: Path, before: Plan, out: Path, plan: Plan) -> set[int]:
-    """Tasks that were converted, and whose shard was mended since (`--retry-lost`)."""
-    outdated = set()
-    for old, new in zip(before.tasks, plan.tasks, strict=True):
-        path = receipt_path(out, shard_stem(plan.name, new.split, new.number))
-        if path.exists():
-            source = read_receipt(
-                receipt_path(folder, shard_stem(before.name, old.split, old.number))
-            )
-            made = read_receipt(path)
-            if _account_of(source) != _account_of(made):
-                outdated.add(new.number)
-    return outdated
+def _is_outdated(folder: Path, before: Plan, out: Path, plan: Plan, old: Task, new: Task) -> bool:
+    """Whether a task was converted, and its shard mended since (`--retry-lost`)."""
+    path = receipt_path(out, shard_stem(plan.name, new.split, new.number))
+    stem = shard_stem(before.name, old.split, old.number)
+    source, made = read_receipt(receipt_path(folder, stem)), read_receipt(path)
+    return _account_of(source) != _account_of(made)
 
 
 def _account_of(receipt: ShardReceipt) -> tuple[object, ...]:
@@ -321,27 +270,24 @@ def _convert_task(
             pack_crc32c=checksums,
             # Of the same values in another order: their sums differ in the last bits.
             channel_sums=channel_sums(plan, packs),
+            unbalanced=None if recut else receipt.unbalanced,
             losses=_losses(plan, new, receipt, rows) if recut else receipt.losses,
         ),
     )
 
 
-def _read_packs(reader: ShardReader, table: Path) -> Iterator[list[Stored]]:
+def _read_packs(reader: ShardReader, table: Path) -> Iterator[list[SegmentContent]]:
     rows = iter(read_table(table))
     for number in range(len(reader)):
         pack = reader.read(number)
-        stored = []
-        for offset, num_kept, *_ in pack.segments.tolist():
-            row, span = next(rows), slice(offset, offset + num_kept)
-            t, h, w = pack.positions[span].astype(np.int64).T
-            kept = (t * row["grid_thw"][1] + h) * row["grid_thw"][2] + w
-            lengths = None if pack.run_lengths is None else pack.run_lengths[span]
-            stored.append(Stored(row, pack.tokens[span], kept, lengths))
-        yield stored
+        yield contents_of(pack, list(islice(rows, len(pack.segments))))
 
 
 def _recut(
-    plan: Plan, stored: Stored, clips: dict[tuple[str, int, int], ClipSpec], config: RunConfig
+    plan: Plan,
+    stored: SegmentContent,
+    clips: dict[tuple[str, int, int], ClipSpec],
+    config: RunConfig,
 ) -> SegmentContent:
     row = stored.row
     clip, stop = clips[row["source_id"], row["clip"], row["view"]], row["clip_stop_pts"]

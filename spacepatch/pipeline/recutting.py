@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
 
@@ -25,26 +23,14 @@ from spacepatch.tubelets import (
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Stored:
-    """A segment as it lies in a shard."""
-
-    row: dict[str, Any]
-    """Of segments.parquet."""
-    tokens: np.ndarray
-    """(n, D)."""
-    kept: np.ndarray
-    """(n,) raster index of each in the segment's grid."""
-    run_lengths: np.ndarray | None
-
-
-def relay_segment(stored: Stored, config: RunConfig) -> SegmentContent:
+def relay_segment(stored: SegmentContent, config: RunConfig) -> SegmentContent:
     """The same tokens with their values, and themselves, in another order."""
     row = stored.row
     _, grid_h, grid_w = row["grid_thw"]
     place = np.argsort(cell_order(grid_h, grid_w, merge=config.merge))
     cells = grid_h * grid_w
-    order = np.argsort(stored.kept // cells * cells + place[stored.kept % cells], kind="stable")
+    kept = stored.kept.astype(np.int64)
+    order = np.argsort(kept // cells * cells + place[kept % cells], kind="stable")
     halo = row["halo"]
     patch_h, patch_w = (side + 2 * halo for side in row["patch_size"])
     channels = stored.tokens.shape[1] // (row["tubelet_size"] * patch_h * patch_w)
@@ -64,7 +50,7 @@ def relay_segment(stored: Stored, config: RunConfig) -> SegmentContent:
     )
 
 
-def recut_segment(stored: Stored, config: RunConfig) -> SegmentContent:
+def recut_segment(stored: SegmentContent, config: RunConfig) -> SegmentContent:
     """The frames of a segment of which nothing was dropped, cut into patches that divide them; its
     id and times are the new ones already."""
     row = stored.row
@@ -136,7 +122,7 @@ def _content_of(
 ) -> SegmentContent:
     """A segment to be written: its row as the new settings have it, and its mask anew."""
     return SegmentContent(
-        row | {"layout": config.layout, "order": config.order, "extra": json.loads(row["extra"])},
+        row | {"layout": config.layout, "order": config.order},
         tokens,
         kept,
         run_lengths,

@@ -1,0 +1,291 @@
+"""Pack the segments of a dataset anew, without decoding anything."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spacepatch.config import RunConfig, load_config
+from spacepatch.data import ClipSpec, Task
+from spacepatch.environment import environment
+from spacepatch.errors import ConfigError, ShardError
+from spacepatch.packers import NEEDS_SCIPY, check_packer
+from spacepatch.pipeline.finishing import RunSummary
+from spacepatch.pipeline.placement import Lengths, Placement
+from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.planning import cut_runs, layout_of, make_tasks
+from spacepatch.pipeline.publishing import publish_task
+from spacepatch.pipeline.rewriting import Progress, changed_plan, read_finished, rewrite
+from spacepatch.pipeline.stored import contents_of
+from spacepatch.shards import (
+    SegmentContent,
+    ShardReader,
+    ShardReceipt,
+    read_receipt,
+    receipt_path,
+    shard_stem,
+)
+from spacepatch.shards.receipts import missing_files
+from spacepatch.shards.tables import read_table
+
+Key = tuple[str, int]
+"""(source_id, clip): views of a window are clips with numbers of their own."""
+
+
+def repack(
+    folder: Path,
+    *,
+    out: Path,
+    pack_length: int | None = None,
+    packer: str | None = None,
+    max_segments: int | None = None,
+    window: int | None = None,
+    balance: str | None = None,
+    shard_size: str | None = None,
+    name: str | None = None,
+    overwrite: bool = False,
+    on_shard: Progress = lambda done, total: None,
+) -> RunSummary:
+    """Write the segments of a dataset in other packs; what is not given stays as it is.
+
+    Segments stay what they are: those that were cut for the old pack length are not joined, and
+    none is cut. Sources keep their order over the shards, so that each old shard is read once, or
+    twice at a border; memory is that of one new shard's positions, the tokens are mapped.
+
+    Args:
+        max_segments: 0: as many as fit.
+        balance: a word of `BALANCES`, or ``none``.
+        name: of the shards; by default 8 hex digits of the new plan's id.
+
+    Raises:
+        ShardError: `folder` is no finished dataset, or damaged.
+        ConfigError: it cannot be packed so: a segment is longer than a pack, for example.
+        ResumeError: `out` holds something else.
+        MissingDependencyError: the packer needs scipy.
+    """
+    before = read_finished(folder)
+    given = {
+        "pack_length": pack_length,
+        "packer": packer,
+        "max_segments": max_segments,
+        "window": window,
+        "balance": balance,
+        "shard_size": shard_size,
+    }
+    config = _settings(before, given, name)
+    check_packer(config.packer)
+    stored = _Stored.of(folder, before)
+    stored.check_fits(before, config.pack_length)
+    return rewrite(
+        folder,
+        out,
+        _plan(before, config, stored),
+        overwrite=overwrite,
+        is_outdated=lambda plan, task: _is_outdated(out, plan, task, stored),
+        write_task=lambda plan, task: _write_task(folder, out, plan, task, stored),
+        on_shard=on_shard,
+    )
+
+
+def _settings(plan: Plan, given: dict[str, Any], name: str | None) -> RunConfig:
+    changed = {key: value for key, value in given.items() if value is not None}
+    if not changed:
+        raise ConfigError(
+            "nothing to pack otherwise: give --pack-length, --packer, --max-segments, --window, "
+            "--balance or --shard-size"
+        )
+    settings = plan.settings | changed
+    if settings.get("max_segments") == 0:
+        settings["max_segments"] = None
+    if "packer" in changed and "window" not in changed:
+        settings["window"] = None
+    cut_for = settings.get("repacked") or f"{plan.settings['pack_length']}"
+    if settings["cut_to_fit"]:
+        cut_for += " cut_to_fit"
+        settings["cut_to_fit"] = False
+    # Packed for the length that its clips were chosen for, it is what tokenize would have made.
+    settings["repacked"] = None if cut_for == str(settings["pack_length"]) else cut_for
+    settings["name"] = name
+    return load_config({key: value for key, value in settings.items() if value is not None})
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """Where a segment lies."""
+
+    task: int
+    """Of the old plan."""
+    row: int
+    """Of the shard's table."""
+    start_pts: int
+    num_kept: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Stored:
+    """What there is of each clip."""
+
+    places: dict[Key, list[_Place]]
+    """Its segments, in order of time."""
+    losses: dict[Key, list[dict[str, Any]]]
+    observed: dict[str, dict[str, Any]]
+    """By source_id."""
+    shards: dict[int, tuple[str, ShardReceipt]]
+    """By old task, the stem and receipt of its shard."""
+
+    @classmethod
+    def of(cls, folder: Path, plan: Plan) -> _Stored:
+        """Read all receipts, and of each shard's table what is needed to pack."""
+        found = cls(defaultdict(list), defaultdict(list), {}, {})
+        columns = ["source_id", "clip", "clip_start_pts", "num_kept"]
+        for task in plan.tasks:
+            stem = shard_stem(plan.name, task.split, task.number)
+            receipt = read_receipt(receipt_path(folder, stem))
+            found.shards[task.number] = stem, receipt
+            if absent := missing_files(folder, receipt):
+                raise ShardError(
+                    f"{folder / absent[0]}: missing or of another size than its receipt says; "
+                    "look with spacepatch verify"
+                )
+            for row in receipt.losses:
+                found.losses[row["source_id"], row["clip"]].append(row)
+            for identity, seen in receipt.observed.items():
+                found.observed[identity] = {**seen, **found.observed.get(identity, {})}
+            if not receipt.packs:
+                continue
+            table = folder / f"{stem}.segments.parquet"
+            _check_table(table, receipt)
+            for number, row in enumerate(read_table(table, columns)):
+                place = _Place(task.number, number, row["clip_start_pts"], row["num_kept"])
+                found.places[row["source_id"], row["clip"]].append(place)
+        for places in found.places.values():
+            places.sort(key=lambda place: place.start_pts)
+        return found
+
+    def check_fits(self, plan: Plan, pack_length: int) -> None:
+        """Refuse packs that are too short for a segment."""
+        longest = max(
+            ((place.num_kept, key) for key, own in self.places.items() for place in own),
+            default=(0, ("", 0)),
+        )
+        if longest[0] > pack_length:
+            tokens, (identity, clip) = longest
+            names = {entry.source.source_id: entry.source.name for entry in plan.sources}
+            raise ConfigError(
+                f"pack_length {pack_length}: {names[identity]} clip {clip} has a segment of "
+                f"{tokens} tokens, which repack does not cut: give --pack-length {tokens} or "
+                f"more, or tokenize again with --pack-length {pack_length}"
+            )
+
+    def of_clips(self, plan: Plan, clips: Sequence[ClipSpec]) -> list[tuple[ClipSpec, _Place]]:
+        """The segments of some clips, in the order of both."""
+        return [(clip, place) for clip in clips for place in self.places.get(_key(plan, clip), ())]
+
+    def lengths(self, plan: Plan, clips: Sequence[ClipSpec]) -> Lengths:
+        """Of the segments of some clips."""
+        segments = self.of_clips(plan, clips)
+        return Lengths(
+            np.array([place.num_kept for _, place in segments], np.int64),
+            np.array([clip.cells for clip, _ in segments], np.int64),
+            np.array([plan.layout.width_of(clip) for clip, _ in segments], np.int64),
+        )
+
+    def lost(self, plan: Plan, task: Task) -> list[dict[str, Any]]:
+        """The losses of a new task."""
+        return [loss for clip in task.clips for loss in self.losses.get(_key(plan, clip), ())]
+
+    def seen(self, plan: Plan, task: Task) -> dict[str, dict[str, Any]]:
+        """What the pictures of a new task's sources told."""
+        own = {plan.sources[clip.source].source.source_id for clip in task.clips}
+        return {identity: self.observed[identity] for identity in sorted(own & {*self.observed})}
+
+
+def _key(plan: Plan, clip: ClipSpec) -> Key:
+    return plan.sources[clip.source].source.source_id, clip.clip
+
+
+def _check_table(table: Path, receipt: ShardReceipt) -> None:
+    with table.open("rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if receipt.files[table.name]["sha256"] != actual:
+        raise ShardError(
+            f"{table}: is damaged (sha256 differs from the receipt); look with spacepatch verify"
+        )
+
+
+def _plan(before: Plan, config: RunConfig, stored: _Stored) -> Plan:
+    """The plan of the new dataset: the same clips in the same order, in tasks of new packs."""
+    clips = [clip for task in before.tasks for clip in task.clips]
+    layout, placement = layout_of(config, clips, before.encoder), Placement.of(config)
+    lengths = stored.lengths(before, clips)
+    placement.check(lengths, lengths.tokens)
+    versions = {key: value for key, value in before.environment.items() if key != "scipy"}
+    if config.packer in NEEDS_SCIPY:
+        versions["scipy"] = environment(packer=config.packer)["scipy"]
+    tasks = make_tasks(
+        cut_runs(clips, config, layout),
+        config,
+        before.sources,
+        layout,
+        placement,
+        lengths_of=lambda run: stored.lengths(before, run),
+    )
+    return changed_plan(before, config, tasks, versions)
+
+
+def _is_outdated(out: Path, plan: Plan, task: Task, stored: _Stored) -> bool:
+    """Whether a shard was made before one that it comes from was mended (`--retry-lost`)."""
+    made = read_receipt(receipt_path(out, shard_stem(plan.name, task.split, task.number)))
+    tokens = stored.lengths(plan, task.clips).tokens
+    found = (made.segments, made.tokens, made.losses, made.observed)
+    there = (len(tokens), int(tokens.sum()), stored.lost(plan, task), stored.seen(plan, task))
+    return found != there
+
+
+def _write_task(folder: Path, out: Path, plan: Plan, task: Task, stored: _Stored) -> None:
+    """One shard, with its receipt."""
+    segments = stored.of_clips(plan, task.clips)
+    placed = plan.placement.place(stored.lengths(plan, task.clips))
+    with ExitStack() as stack:
+        contents = _gather(folder, [place for _, place in segments], stored, stack)
+        publish_task(
+            out,
+            plan,
+            task,
+            [[contents[item] for item, _, _ in pack] for pack in placed.packs],
+            losses=stored.lost(plan, task),
+            observed=stored.seen(plan, task),
+            unbalanced=placed.unbalanced,
+        )
+
+
+def _gather(
+    folder: Path, places: Sequence[_Place], stored: _Stored, stack: ExitStack
+) -> list[SegmentContent]:
+    """The segments at some places, in their order, as they lie in the old shards."""
+    wanted: dict[int, dict[int, int]] = defaultdict(dict)
+    for number, place in enumerate(places):
+        wanted[place.task][place.row] = number
+    contents: dict[int, SegmentContent] = {}
+    for task, numbers in wanted.items():
+        stem, receipt = stored.shards[task]
+        table = folder / f"{stem}.segments.parquet"
+        reader = stack.enter_context(ShardReader(folder / f"{stem}.tar", receipt=receipt))
+        packs: dict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+        for row_number, row in enumerate(read_table(table)):
+            packs[row["pack"]].append((row_number, row))
+        for pack, rows in packs.items():
+            if not any(row_number in numbers for row_number, _ in rows):
+                continue
+            made = contents_of(reader.read(pack), [row for _, row in rows])
+            for (row_number, _), content in zip(rows, made, strict=True):
+                if row_number in numbers:
+                    contents[numbers[row_number]] = content
+    return [contents[number] for number in range(len(places))]

@@ -1,0 +1,123 @@
+"""Write a finished dataset anew, shard by shard, resumable: what `convert` and `repack` share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from spacepatch.config import RunConfig, fingerprint
+from spacepatch.data import Task
+from spacepatch.errors import ConfigError, ResumeError, ShardError
+from spacepatch.pipeline.finishing import RunSummary, finish_run
+from spacepatch.pipeline.folder import check_folder, clear_folder
+from spacepatch.pipeline.placement import Placement
+from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
+from spacepatch.pipeline.planning import content_fingerprints, layout_of
+from spacepatch.pipeline.running import pending_tasks
+from spacepatch.shards import DATASET
+from spacepatch.storage import lock, sweep_temporary
+
+Progress = Callable[[int, int], None]
+"""Told (done, total) after each shard."""
+
+
+def read_finished(folder: Path) -> Plan:
+    """The plan of a finished dataset.
+
+    Raises:
+        ShardError: it is none.
+    """
+    if not (folder / DATASET).is_file():
+        raise ShardError(
+            f"{folder}: no {DATASET}: not a dataset, or an unfinished one; "
+            "run spacepatch tokenize to the end"
+        )
+    return read_plan(folder, {})
+
+
+def changed_plan(
+    before: Plan, config: RunConfig, tasks: Sequence[Task], versions: dict[str, str]
+) -> Plan:
+    """A plan that is not written yet: the sources and losses of another with other settings.
+
+    Args:
+        versions: of the libraries that the new dataset depends on.
+    """
+    clips = [clip for task in tasks for clip in task.clips]
+    prints = content_fingerprints(config.part("token"), config.part("layout"), before.encoder)
+    return replace(
+        before,
+        plan_id="",
+        name="",
+        settings=config.part("token", "layout", "selection", "seed"),
+        fingerprints=prints | {"environment": fingerprint(versions)},
+        environment=versions,
+        layout=layout_of(config, clips, before.encoder),
+        placement=Placement.of(config),
+        tasks=tuple(tasks),
+    )
+
+
+def rewrite(
+    folder: Path,
+    out: Path,
+    wanted: Plan,
+    *,
+    overwrite: bool,
+    is_outdated: Callable[[Plan, Task], bool],
+    write_task: Callable[[Plan, Task], None],
+    on_shard: Progress,
+) -> RunSummary:
+    """Write the shards of a plan that are not there yet, and finish the dataset.
+
+    Args:
+        folder: the dataset that is read.
+        wanted: the plan of the new one, not written yet.
+        is_outdated: whether a shard that is there was made of what has been mended since.
+        write_task: makes one shard, with its receipt.
+
+    Raises:
+        ConfigError: `out` is `folder`.
+        ResumeError: `out` holds something else.
+    """
+    if folder.resolve() == out.resolve():
+        raise ConfigError(f"{out}: is the dataset itself; give another folder to --out")
+    check_folder(out)
+    with lock(out):
+        sweep_temporary(out)
+        if overwrite:
+            clear_folder(out)
+        plan = _write_plan(out, wanted)
+        pending = {task.number for task in pending_tasks(out, plan)}
+        for done, task in enumerate(plan.tasks):
+            on_shard(done, len(plan.tasks))
+            if task.number in pending or is_outdated(plan, task):
+                write_task(plan, task)
+        on_shard(len(plan.tasks), len(plan.tasks))
+        return finish_run(out, plan)
+
+
+def _write_plan(out: Path, plan: Plan) -> Plan:
+    """Make it durable; an interrupted run goes on only with the very same one."""
+    try:
+        document = read_plan_document(out)
+    except ShardError:
+        if (out / "plan.json").exists():
+            raise
+        return write_plan(out, plan)
+    found = read_plan(out, {entry.source.source_id: entry.source for entry in plan.sources})
+    same = document["fingerprints"] == plan.fingerprints and document["inputs"] == plan.inputs
+    if not same or _clips_of(found) != _clips_of(plan):
+        raise ResumeError(
+            f"{out}: holds another dataset; give a new or empty folder, or --overwrite"
+        )
+    return found
+
+
+def _clips_of(plan: Plan) -> list[list[tuple[str, int]]]:
+    """What is in each task."""
+    return [
+        [(plan.sources[clip.source].source.source_id, clip.clip) for clip in task.clips]
+        for task in plan.tasks
+    ]
