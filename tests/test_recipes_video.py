@@ -128,7 +128,9 @@ def test_a_recipe_is_short_and_needs_torch_and_spacepatch_alone(recipe: str) -> 
 
 
 def test_readme_has_a_row_for_each_recipe() -> None:
-    assert set(RECIPES) <= set(recipes.rows_of(recipes.TRAIN / "README.md"))
+    rows = recipes.rows_of(recipes.TRAIN / "README.md")
+    assert set(RECIPES) <= set(rows)
+    assert all(recipes.recipe_path(recipe).exists() for recipe in rows)
 
 
 # --- nothing leaks ---------------------------------------------------------------------------
