@@ -59,6 +59,7 @@ def command(
     """
     from spacepatch.cli import display
     from spacepatch.inspection import summarize
+    from spacepatch.inspection.packed import attention_of
     from spacepatch.pipeline import repack
 
     with display.RunProgress() as progress:
@@ -75,7 +76,7 @@ def command(
             overwrite=overwrite,
             on_shard=progress.on_shard,
         )
-    before, after = summarize(folder)["attention"], summarize(out, thorough=bound)
+    before, after = attention_of(folder), summarize(out, thorough=bound)
     if json:
         attention = {"before": before, "after": after["attention"]}
         display.print_json(

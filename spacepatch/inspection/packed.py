@@ -3,15 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from spacepatch.balancing import Spread
 from spacepatch.errors import ShardError
-from spacepatch.shards import ShardReceipt
+from spacepatch.inspection.folders import listed_stems, read_batches, read_document
+from spacepatch.inspection.receipts import read_sound_receipt
+from spacepatch.shards import DATASET, ShardReceipt, receipt_path
 
 PLACE_COLUMNS = ("shard", "pack", "num_kept")
+
+
+def attention_of(folder: Path) -> dict[str, Any]:
+    """`PackCounts.attention` of a finished dataset.
+
+    Raises:
+        ShardError: it is none, or damaged.
+    """
+    packed = PackCounts()
+    for stem in listed_stems(read_document(folder / DATASET)):
+        packed.add_shard(read_sound_receipt(receipt_path(folder, stem)))
+    for batch in read_batches(folder / "segments.parquet", PLACE_COLUMNS):
+        packed.add_segments(*(batch.column(name).to_numpy() for name in PLACE_COLUMNS))
+    return packed.attention()
 
 
 class PackCounts:
