@@ -1,5 +1,5 @@
-"""VideoGPT, Image Transformer, diffusion, CLIP, SigLIP and captioning learn from the shards that
-their docstrings make."""
+"""VideoGPT, Image Transformer, diffusion, GAN, CLIP, SigLIP and captioning learn from the shards
+that their docstrings make."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import torch.nn.functional as F  # noqa: N812
 
 from spacepatch.loader import PackDataset, collate
 
-RECIPES = ("videogpt", "image_transformer", "diffusion", "contrastive", "captioning")
+RECIPES = ("videogpt", "image_transformer", "diffusion", "gan", "contrastive", "captioning")
 ShardsOf = Callable[[str], Path]
 
 
@@ -53,9 +53,10 @@ def first_batch(packs: PackDataset, num_packs: int = 2) -> dict[str, Any]:
     [
         ("videogpt", "--batch-size 2 --steps 50", 0.5, 0.5),
         ("image_transformer", "--batch-size 2 --steps 40", 0.8, 0.92),
-        ("diffusion", "--batch-size 2 --steps 90", 0.75, 0.95),
+        ("diffusion", "--batch-size 2 --steps 70", 0.78, 0.96),
         ("diffusion", "--batch-size 2 --steps 30 --objective ddpm", 0.6, math.inf),
         ("diffusion", "--batch-size 2 --steps 60 --objective edm", 0.9, math.inf),
+        ("gan", "--batch-size 4 --steps 160", 0.9, 0.6),
         ("contrastive", "--steps 50 --loss clip", 0.7, 0.6),
         ("contrastive", "--steps 80 --loss siglip", 0.5, 0.9),
         ("captioning", "--batch-size 2 --steps 100", 0.2, 0.75),
@@ -296,3 +297,76 @@ def test_a_picture_is_the_same_beside_others(shards_of: ShardsOf) -> None:
     assert len(before) == sum(map(len, batch["segments"]))
     assert torch.equal(before[1], after[1])
     assert not torch.allclose(before[2:], after[2:])
+
+
+# --- GAN -------------------------------------------------------------------------------------
+
+
+def test_a_gan_cuts_pictures_as_the_shards_are_cut(shards_of: ShardsOf) -> None:
+    module = recipes.load("gan")
+    packs = PackDataset(shards_of("gan"))
+    pack = packs[0]
+    tokens = packs.normalize(pack["tokens"])
+    assert pack["grid_thw"][0].tolist() == [1, 4, 4]
+    # The middle of each token is a patch; 4 x 4 of them are the picture that it was cut from.
+    middles = tokens.view(-1, 16, 3, 8, 8)[:, :, :, 2:6, 2:6]
+    pictures = middles.unflatten(1, (4, 4)).permute(0, 3, 1, 4, 2, 5).reshape(-1, 3, 16, 16)
+    cut = module.cut_overlapping(pictures, patch=4, halo=2)
+    torch.testing.assert_close(cut.flatten(0, 1), tokens)
+
+    batch = first_batch(packs)
+    made = module.Generator([1, 4, 4], patch=4, halo=2)(batch)
+    assert made.shape == batch["tokens"].shape
+    real = batch["segment_ids"] > 0
+    assert not made[~real].any()
+    borders = made[real].view(-1, 16, 3, 8, 8)[:, :4, :, :2]
+    assert (borders == -1).all()  # black beyond the upper edge
+
+
+def test_a_discriminator_scores_each_picture_by_itself(shards_of: ShardsOf) -> None:
+    packs = PackDataset(shards_of("gan"))
+    batch = first_batch(packs)
+    torch.manual_seed(0)
+    discriminator = recipes.load("gan").Discriminator(packs.document["token_width"])
+    tokens = packs.normalize(batch["tokens"])
+    own = batch["segment_ids"] == 2
+    own[1] = False
+    with torch.no_grad():
+        before = discriminator(tokens, batch)
+        after = discriminator(torch.where(own[..., None], tokens, -tokens), batch)
+    assert len(before) == sum(map(len, batch["segments"]))
+    assert (before == after).nonzero().flatten().tolist() == [1]
+
+
+def test_the_penalty_is_of_the_slope_of_each_picture(shards_of: ShardsOf) -> None:
+    module = recipes.load("gan")
+    batch = first_batch(PackDataset(shards_of("gan")))
+    ids = batch["segment_ids"]
+    # Scores that rise by 3 in one value of each token: over 16 tokens, by 3 * 4.
+    slope = torch.zeros(192)
+    slope[7] = 3.0
+
+    def score(tokens: torch.Tensor, batch: dict[str, Any]) -> torch.Tensor:
+        return (tokens @ slope)[batch["segment_ids"] > 0]
+
+    one, other = torch.randn(2, *ids.shape, 192)
+    penalty = float(module.penalty(score, one, other, batch))
+    assert penalty == pytest.approx((12 - 1) ** 2, rel=1e-5)
+
+
+def test_the_sliced_distance_is_that_of_sorted_values() -> None:
+    module = recipes.load("gan")
+    one = torch.randn(50, 4)
+    assert float(module.sliced_distance(one, one[torch.randperm(50)])) < 1e-6
+    # Moved by v, the distance along d is |v . d|: in 4 dimensions |d_0| is 4 / (3 pi) on average.
+    moved = one + torch.tensor([2.0, 0.0, 0.0, 0.0])
+    torch.manual_seed(0)
+    distance = float(module.sliced_distance(one, moved))
+    assert distance == pytest.approx(2 * 4 / (3 * math.pi), rel=0.1)
+
+
+def test_a_gan_trains_by_hinge_too(shards_of: ShardsOf) -> None:
+    arguments = ["--json", "--steps", "12", "--batch-size", "2", "--loss", "hinge"]
+    measured = recipes.load("gan").main([str(shards_of("gan")), *arguments])
+    assert measured["loss"] == "hinge"
+    assert measured["loss_before"] != measured["loss_after"] < 1
