@@ -51,15 +51,15 @@ def first_batch(packs: PackDataset, num_packs: int = 2) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("recipe", "arguments", "most", "most_of_spoiled"),
     [
-        ("videogpt", "--batch-size 2 --steps 50", 0.5, 0.5),
+        ("videogpt", "--batch-size 2 --steps 40", 0.5, 0.5),
         ("image_transformer", "--batch-size 2 --steps 40", 0.8, 0.92),
         ("diffusion", "--batch-size 2 --steps 70", 0.78, 0.96),
         ("diffusion", "--batch-size 2 --steps 30 --objective ddpm", 0.6, math.inf),
-        ("diffusion", "--batch-size 2 --steps 60 --objective edm", 0.9, math.inf),
+        ("diffusion", "--batch-size 2 --steps 45 --objective edm", 0.9, math.inf),
         ("gan", "--batch-size 4 --steps 160", 0.9, 0.6),
         ("contrastive", "--steps 50 --loss clip", 0.7, 0.6),
-        ("contrastive", "--steps 80 --loss siglip", 0.5, 0.9),
-        ("captioning", "--batch-size 2 --steps 100", 0.2, 0.75),
+        ("contrastive", "--steps 70 --loss siglip", 0.75, 0.8),
+        ("captioning", "--batch-size 2 --steps 85", 0.2, 0.75),
     ],
 )
 def test_a_recipe_learns_from_the_tokens(

@@ -83,9 +83,10 @@ def siglip_loss(logits: torch.Tensor, same: torch.Tensor) -> torch.Tensor:
 
 
 LOSSES = {
-    # The loss, and the logarithm of the scale and the bias that the paper begins with.
+    # The loss, and the logarithm of the scale and the bias that it begins with: the papers', but
+    # that -10 is for batches of thousands, where so few pairs are right; here one in ten is.
     "clip": (clip_loss, math.log(1 / 0.07), 0.0),
-    "siglip": (siglip_loss, math.log(10), -10.0),
+    "siglip": (siglip_loss, math.log(10), -3.0),
 }
 
 
