@@ -27,7 +27,7 @@ demo: $(INSTALLED) ## turn samples/clips into demo-shards and describe them
 
 # Two processes; a file stays in one, with what its tests share. In the order of tests/conftest.py.
 test: $(INSTALLED) ## run the tests (PYTEST_ARGS="-k packing" for some)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 $(PYTEST_ARGS)
 
 fuzz: $(INSTALLED) ## tokenize 10,000 mutated videos (FUZZ=500 for fewer)
 	$(BIN)/python tests/fuzz.py --files $(FUZZ)

@@ -56,7 +56,7 @@ class TokenFields(BaseModel):
         None,
         "token",
         "Set by spacepatch convert --patch alone: the patch and pack_length that were tokenized.",
-        pattern=r"[0-9x,]+@[0-9]+",
+        pattern=r"^[0-9x,]+@[0-9]+$",
     )
 
     layout: str = setting(
