@@ -60,6 +60,8 @@ class PackLoader:
         Raises:
             ValueError: there is no such batch, rank or word; or with ``drop`` not one full step.
         """
+        if not isinstance(packs, PackDataset | PackMix | PackStream):
+            raise ValueError(f"packs are {packs!r}: give a PackDataset, a PackStream or a PackMix")
         if batch_size < 1 or num_workers < 0:
             raise ValueError(f"batch_size {batch_size}, num_workers {num_workers}: must be 1, 0 up")
         if uneven not in UNEVEN:

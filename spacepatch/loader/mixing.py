@@ -46,6 +46,9 @@ class PackMix:
         self.datasets = [packs for packs, _ in datasets.values()]
         self.weights = [weight for _, weight in datasets.values()]
         self.seed = seed
+        for name, packs in zip(self.names, self.datasets, strict=True):
+            if not isinstance(packs, PackDataset):
+                raise ValueError(f"{name} is {packs!r}: a mix takes PackDatasets")
         for name, weight in zip(self.names, self.weights, strict=True):
             if not (math.isfinite(weight) and weight > 0):
                 raise ValueError(f"the weight of {name} is {weight}, must be above 0")
