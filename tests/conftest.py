@@ -17,6 +17,10 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
+# Two processes run tests: threads of torch in both of them, which wait for one another, made some
+# tests 17 times slower. Processes that tests start have it too.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 
 LONGEST = (
     "test_crashes",
