@@ -280,3 +280,10 @@ def test_fewer_packs_than_datasets_are_refused(folders, num_packs) -> None:
 def test_a_mix_of_nothing_is_refused() -> None:
     with pytest.raises(ValueError, match="needs a dataset"):
         PackMix({})
+
+
+def test_what_is_no_dataset_is_refused_by_name(folders) -> None:
+    with pytest.raises(ValueError, match="a mix takes PackDatasets"):
+        PackMix({"tiny": (str(folders["tiny"]), 1)})
+    with pytest.raises(ValueError, match="give a PackDataset"):
+        PackLoader(str(folders["tiny"]))

@@ -204,6 +204,7 @@ GARBAGE = {
     "no epoch": lambda state: {name: value for name, value in state.items() if name != "epoch"},
     "an epoch of words": lambda state: state | {"epoch": "two"},
     "half an epoch": lambda state: state | {"epoch": 0.5},
+    "an epoch beyond all": lambda state: state | {"epoch": 2**70},
     "an epoch below 0": lambda state: state | {"epoch": -1},
     "no progress": lambda state: state | {"progress": None},
     "progress below 0": lambda state: state | {"progress": {str(WIDTH): -4}},
