@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pyarrow.parquet as parquet
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -95,6 +96,19 @@ def test_the_reading_example_of_the_format_page_runs(sample_clips: Path, tmp_pat
         [sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True
     )
     assert ran.stdout.strip() == "(3328, 1536) 1"
+
+
+def test_the_query_of_the_format_page_counts_what_pyarrow_counts(
+    pristine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    duckdb = pytest.importorskip("duckdb", reason="duckdb is not installed")
+    page = (ROOT / "docs" / "format.md").read_text()
+    (query,) = re.findall(r"```sql\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "shards").symlink_to(pristine)
+    monkeypatch.chdir(tmp_path)
+    table = parquet.read_table(pristine / "segments.parquet").group_by("source")
+    counted = table.aggregate([("num_kept", "count"), ("num_kept", "sum")]).sort_by("source")
+    assert duckdb.sql(query).fetchall() == [tuple(row.values()) for row in counted.to_pylist()]
 
 
 def test_the_histogram_example_of_the_page_of_packs_says_what_it_prints() -> None:

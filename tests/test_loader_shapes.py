@@ -177,6 +177,16 @@ def test_fixed_shapes_need_padding(tiny) -> None:
         PackDataset(tiny, fixed_shapes=True, padded=False)
 
 
+@pytest.mark.parametrize("fixed", [False, True])
+def test_the_longest_of_the_padded_borders_goes_with_them(tiny, fixed) -> None:
+    """A kernel that is told less leaves rows unwritten; one that is told another is made anew."""
+    packs = PackDataset(tiny, fixed_shapes=fixed, pad_multiple=16)
+    told = {pack["max_seqlen_padded"] for pack in packs}
+    for pack in packs:
+        assert pack["cu_seqlens_padded"].diff().max() <= pack["max_seqlen_padded"]
+    assert told == {packs.padded_length} if fixed else max(told) < packs.padded_length
+
+
 def test_a_model_on_fixed_shapes_is_compiled_at_most_twice(tiny) -> None:
     torch._dynamo.reset()
     counter = CompileCounter()

@@ -148,6 +148,7 @@ def test_rank_and_world_are_taken_from_the_environment_of_torchrun(tiny, monkeyp
         ({"rank": 2, "world_size": 2}, "rank 2"),
         ({"uneven": "drop", "batch_size": 1000}, "uneven='pad'"),
         ({"drop_last": True}, "drop_last"),
+        ({"in_order": False}, "in_order"),
         ({"sampler": []}, "sampler"),
     ],
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 import random
 import sys
 from collections import Counter
@@ -363,3 +364,14 @@ def test_what_was_given_is_counted_on_all_ranks(tiny) -> None:
     list(islice(loader, 2))
     assert loader.packs_given == {str(tiny): 12}
     assert loader.num_steps_left == len(loader) - 2
+
+
+def test_a_worker_that_is_spawned_has_the_share_of_its_rank(tiny, monkeypatch) -> None:
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    stream = PackStream(tiny)
+    own, sent = [key_of(pack["segments"]) for pack in stream], pickle.dumps(stream)
+    monkeypatch.delenv("RANK")
+    monkeypatch.delenv("WORLD_SIZE")
+    assert [key_of(pack["segments"]) for pack in pickle.loads(sent)] == own
+    assert 0 < len(own) < len(PackDataset(tiny))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 import pickle
 import shutil
 import tarfile
@@ -16,6 +17,7 @@ from tiny_packs import KINDS_OF_PACKS, one_epoch, tiny_dataset
 
 from spacepatch.errors import ShardError
 from spacepatch.loader import PackDataset, PackLoader
+from spacepatch.shards.agreement import check_pixels
 
 
 @pytest.fixture(scope="session")
@@ -175,6 +177,69 @@ def test_an_array_of_another_shape_is_named_and_may_be_skipped(copy, kind, membe
     shard.put(member, array)
     shard.seal()
     assert_named_and_skipped(copy, kind, shard)
+
+
+@pytest.fixture
+def full(tmp_path_factory, tmp_path) -> Path:
+    """A dataset with every member that says something of a token."""
+    return shutil.copytree(tiny_dataset(tmp_path_factory.getbasetemp(), "full"), tmp_path / "full")
+
+
+@pytest.mark.parametrize("member", ["positions.npy", "run_lengths.npy", "visible.npy"])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda array: array.astype(np.float64),
+        lambda array: np.full(array.shape, np.nan),
+        lambda array: array[:-1],
+        lambda array: array[None],
+        lambda array: np.stack([array, array], axis=-1),
+        lambda array: np.array(3, array.dtype),
+    ],
+    ids=["floats", "NaN", "one too few", "one more axis", "twice", "no axis"],
+)
+def test_what_is_said_of_tokens_is_one_whole_number_each(full, kind, member, change) -> None:
+    shard = Shard.of(full)
+    shard.put(member, change(shard.array(member)))
+    shard.seal()
+    assert_named_and_skipped(full, kind, shard)
+
+
+def test_a_time_that_no_float_holds_is_refused(copy, kind) -> None:
+    shard = Shard.of(copy)
+    rows = len(json.loads(shard.members[shard.place("pack.json")][1])["segments"][0]["seconds"])
+    in_pack(first_segment(seconds=[10**400] * rows))(shard)
+    assert_named_and_skipped(copy, kind, shard)
+
+
+def test_a_shard_of_another_run_of_the_same_name_is_refused(copy, kind) -> None:
+    shard = Shard.of(copy)
+    receipt = json.loads(shard.receipt.read_text())
+    shard.receipt.write_text(json.dumps(receipt | {"plan_id": "0" * 32}))
+    with pytest.raises(ShardError, match=rf"{shard.tar.stem}.*of another dataset: its plan_id"):
+        one_epoch(PackLoader(kind(copy)))
+    packs = kind(copy, on_bad_shard="skip")
+    assert list(packs.bad_shards) == [shard.tar.stem]
+
+
+WHOLE = np.array([[0, 8, 2, 2, 2, 1, 4, 4]], np.int32)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "table"),
+    [
+        (np.zeros((8, 48)), WHOLE),
+        (np.zeros(8, np.uint8), WHOLE),
+        (np.zeros((9, 48), np.uint8), WHOLE),
+        (np.zeros((8, 48), np.uint8), WHOLE * 2),
+        (np.zeros((8, 48), np.uint8), np.add(WHOLE, [0, 0, 1, 0, 0, 0, 0, 0])),
+        (np.zeros((16, 48), np.uint8), np.concatenate([WHOLE, np.add(WHOLE, [8] + 7 * [0])])),
+    ],
+)
+def test_pixel_tokens_are_whole_grids_of_the_same_segments(pixels, table) -> None:
+    check_pixels(np.zeros((8, 48), np.uint8), WHOLE, 1, "here")
+    with pytest.raises(ShardError, match="here"):
+        check_pixels(pixels, table.astype(np.int32), 1, "here")
 
 
 def assert_named_and_skipped(folder: Path, kind: type, shard: Shard) -> None:

@@ -29,6 +29,15 @@ KINDS = {
     "tiny": {"fps": "8", "max_tokens_per_frame": 8, "pack_length": 128},
     "alike": {"fps": "4", "max_tokens_per_frame": 8, "pack_length": 128},
     "longer": {"fps": "4", "max_tokens_per_frame": 16, "pack_length": 192},
+    "full": {
+        "fps": "8",
+        "max_tokens_per_frame": 8,
+        "pack_length": 128,
+        "index": "full",
+        "drop": "static",
+        "mask": "random:0.5",
+        "store_mask": True,
+    },
     "widths": {"fps": "4", "max_tokens_per_frame": 8, "pack_length": 64, "patch": "1x4x4,1x8x8"},
 }
 """Each has several shards of several packs each, and segments of nothing but zeros."""

@@ -18,7 +18,7 @@ from layers import Transformer, sines
 from torch import nn
 from training import arguments, parse, train
 
-from spacepatch.loader import PackDataset, visible_packs
+from spacepatch.loader import PackDataset, PackLoader, visible_packs
 from spacepatch.masks import block_mask
 
 
@@ -54,11 +54,17 @@ class MAE(nn.Module):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train, print what was measured, return it."""
     parser = arguments(__doc__, steps=300, lr=3e-3)
+    parser.set_defaults(batch_size=None)  # as many packs as fill a sequence of the encoder
     parser.add_argument("--mask", default="random:0.75", help="random:RATE or tube:RATE")
     args = parse(parser, argv)
     packs = PackDataset(args.shards, seed=args.seed)
     model = MAE(packs.document["token_width"])
     kind, rate = args.mask.split(":")
+
+    def batches(*, shuffle: bool) -> PackLoader:
+        return visible_packs(
+            packs, float(rate), kind=kind, packs_per_step=args.batch_size, shuffle=shuffle
+        )
 
     def loss_of(batch: Batch) -> torch.Tensor:
         stored = batch["packs"]
@@ -75,8 +81,8 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         packs,
         model,
         loss_of,
-        batches=visible_packs(packs, float(rate), kind=kind),
-        held=visible_packs(packs, float(rate), kind=kind, shuffle=False),
+        batches=batches(shuffle=True),
+        held=batches(shuffle=False),
         count=lambda batch: (batch["num_tokens"], len(batch["tokens"])),
         spoil=spoiled,
         mask=args.mask,

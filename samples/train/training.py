@@ -81,11 +81,11 @@ def train(
     tokens = slots = 0
     stream = _endless(batches)
     for _ in range(args.steps):
-        start = time.perf_counter()
+        start = time.process_time()
         batch = next(stream)
-        loaded = time.perf_counter()
+        loaded = time.process_time()
         update(batch)
-        loading, stepping = loading + loaded - start, stepping + time.perf_counter() - loaded
+        loading, stepping = loading + loaded - start, stepping + time.process_time() - loaded
         real, filled = count(batch)
         tokens, slots = tokens + real, slots + filled
 

@@ -55,6 +55,8 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
               segment begins, and where the padding of the last one ends. With `fixed_shapes`
               (max_segments + 2,): the padding at the end is a segment of its own, and what is left
               over has no tokens.
+            - ``max_seqlen_padded``: int, what goes with it: the longest of these, or with
+              `fixed_shapes` the length of the pack, the same in all.
             - ``max_seqlen``: int, tokens of the longest segment.
             - ``num_tokens``: int, tokens without padding.
             - ``grid_thw``: (S, 3) int32. Rows or tokens of a grid may have been dropped, so a

@@ -127,10 +127,8 @@ class SegmentTable:
     """int64, of each pack and not of each segment: the number of its shard, and its own, sorted."""
     pack: np.ndarray
     """int64: which of these it lies in."""
-    num_tokens: np.ndarray
-    """int64: of its grid."""
     num_kept: np.ndarray
-    """int64: of these, those that are stored."""
+    """int64: its tokens, as stored."""
     grid_thw: np.ndarray
     """``(.., 3)`` int64."""
 
@@ -139,18 +137,15 @@ class SegmentTable:
         """Raises a ShardError where the table cannot be read."""
         path = folder / "segments.parquet"
         try:
-            table = parquet.read_table(
-                path, columns=["shard", "pack", "num_tokens", "num_kept", "grid_thw"]
-            )
+            table = parquet.read_table(path, columns=["shard", "pack", "num_kept", "grid_thw"])
         except (OSError, ValueError) as error:
             raise ShardError(f"{path}: cannot be read ({error})") from None
-        shard, pack, num_tokens, num_kept = (
-            table[name].to_numpy().astype(np.int64)
-            for name in ("shard", "pack", "num_tokens", "num_kept")
+        shard, pack, num_kept = (
+            table[name].to_numpy().astype(np.int64) for name in ("shard", "pack", "num_kept")
         )
         keys, numbers = np.unique(shard << 32 | pack, return_inverse=True)
         grids = table["grid_thw"].combine_chunks().flatten().to_numpy()
-        return cls(keys, numbers, num_tokens, num_kept, grids.astype(np.int64).reshape(-1, 3))
+        return cls(keys, numbers, num_kept, grids.astype(np.int64).reshape(-1, 3))
 
     def places_of(self, packs: PackList) -> np.ndarray:
         """``(packs,)`` int64: where the packs of a list are among those of the table."""

@@ -66,7 +66,7 @@ class PackLoader:
             raise ValueError(f"batch_size {batch_size}, num_workers {num_workers}: must be 1, 0 up")
         if uneven not in UNEVEN:
             raise ValueError(f"uneven is {uneven!r}, must be one of {', '.join(UNEVEN)}")
-        taken = {"sampler", "batch_sampler", "drop_last"} & options.keys()
+        taken = {"sampler", "batch_sampler", "drop_last", "in_order"} & options.keys()
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: PackLoader orders packs itself")
         if num_workers:
@@ -77,6 +77,8 @@ class PackLoader:
         self._steps = kind(packs, sharing, collate_fn=collate_fn, options=options)  # type: ignore[arg-type]
         self._epoch = 0
         self._progress: dict[str, int] = {}
+        if not self.counts.packs:
+            raise ValueError("there are no packs: was everything lost? see losses.parquet")
         if not len(self):
             raise ValueError(
                 f"{self.counts.packs} packs do not make a step of {batch_size} on each of "
@@ -138,7 +140,9 @@ class PackLoader:
         """Go to where `state_dict` was taken; the next loop gives what was left of its epoch.
 
         Of a PackDataset or a PackMix the remaining stream is the same whatever the numbers of
-        ranks and workers and the size of batches are. Of a PackStream they must be the same.
+        ranks and workers and the size of batches are; where packs are of several shapes, that of
+        each shape, for whose turn it is hangs on the size of steps. Of a PackStream these numbers
+        must be the same.
 
         Raises:
             ValueError: the state is of other packs, or of another way to draw or share them.

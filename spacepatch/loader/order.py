@@ -37,8 +37,8 @@ class EpochCounts:
 class EpochOrder:
     """The packs of an epoch, in groups that can make a batch with one another.
 
-    The order goes by seed and epoch alone; only where a step begins and ends hangs on how many
-    packs it takes. So an epoch can be gone on with in steps of another size.
+    The order of a group goes by seed and epoch alone; only where a step begins and ends hangs on
+    how many packs it takes. So an epoch can be gone on with in steps of another size.
     """
 
     groups: Mapping[str, np.ndarray]

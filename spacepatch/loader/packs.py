@@ -66,8 +66,9 @@ class Packs(TokenValues):
                 batches; without it packs are as long as what they hold, for kernels that take
                 cu_seqlens.
             fixed_shapes: what has a row a segment gets rows of zeros up to `max_segments`, and
-                `cu_seqlens_padded` is there: no shape differs from pack to pack, so that a compiled
-                model is compiled once.
+                `cu_seqlens_padded` is there with its `max_seqlen_padded`. A model that is compiled
+                over these is compiled once; `cu_seqlens`, `max_seqlen`, `keep` and `restore` are as
+                long or as large as the segments are.
             pad_multiple: each segment begins at a multiple of so many tokens, with padding behind
                 it, so that context parallelism can share out each segment evenly (2 x ranks for
                 the kernels of Transformer Engine). `cu_seqlens` counts kept tokens all the same;
@@ -77,6 +78,7 @@ class Packs(TokenValues):
                 default: all.
             normalized: tokens as numbers, by the dataset's own constants: pixels through
                 `normalize`, latents through `to_model_space`; padding is 0. Four bytes a value.
+                Pixels beside latents or codes stay as they are stored.
             mask: as `--mask`, say ``random:0.75``: what a masked-prediction model sees, drawn anew
                 each epoch. Default: the mask that is stored; without one, that of the dataset's
                 settings, drawn anew each epoch; without one, none.
@@ -163,9 +165,12 @@ class Packs(TokenValues):
         """The same for packs that make batches with one another."""
         dtype = "float32" if self._values else self.document["token_dtype"]
         drawn = [name for name in ("mask", "drop") if self._options[name]]
+        pixels = self.document.get("pixels") or {}
         return (
             (self.document.get("kind"), dtype, width, *self.document["members"]),
-            (self._shape, *drawn, self._token_order),
+            (self._shape, *drawn, self._token_order, math.isnan(float(self._drop_rate))),
+            # Means and variances become means.
+            (pixels.get("token_width"), self.document["settings"].get("posterior")),
         )
 
     @property
@@ -239,13 +244,13 @@ class Packs(TokenValues):
     def stored(self, index: int, read: Callable[[int], PackMembers]) -> PackMembers:
         """A pack, or where it is bad and may be skipped the next good one of its width."""
         try:
-            return read(index)
+            return self._checked(read(index))
         except ShardError as error:
             self._count_bad(index, error)
         others = self.packs.of_width(self.packs.find(index)[0].width)
         for other in [*others[others > index].tolist(), *others[others < index].tolist()]:
             try:
-                return read(other)
+                return self._checked(read(other))
             except ShardError as error:
                 self._count_bad(other, error)
         raise ShardError(f"{self.folder}: no pack can be read any more")
@@ -258,6 +263,13 @@ class Packs(TokenValues):
                 f"{opened.path}: has {len(opened)} packs, dataset.json says {run.shard_packs}; "
                 "run spacepatch tokenize to the end"
             )
+        for name in ("plan_id", "pack_length", "token_dtype", "members"):
+            found, listed = getattr(opened.receipt, name), self.document[name]
+            if list(found) != listed if name == "members" else found != listed:
+                raise ShardError(
+                    f"{opened.path}: is of another dataset: its {name} is {found}, "
+                    f"dataset.json says {listed}"
+                )
         return opened
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -265,6 +277,16 @@ class Packs(TokenValues):
         # A worker gets the memory itself; a plain pickle made a copy, for workers of its own.
         for value in (self._epoch, self._drop_rate, self._bad):
             shared(value)
+
+    def _checked(self, pack: PackMembers) -> PackMembers:
+        """Raises a ShardError where a pack has more tokens than packs of the dataset have."""
+        num_pixels = 0 if pack.pixels is None else len(pack.pixels)
+        if len(pack.tokens) > self.pack_length or num_pixels > self.pixel_length:
+            raise ShardError(
+                f"{self.folder}: {pack.key} has {len(pack.tokens)} tokens and {num_pixels} pixel "
+                f"tokens, and packs hold {self.pack_length} and {self.pixel_length}"
+            )
+        return pack
 
     def _count_bad(self, index: int, error: ShardError) -> None:
         """Note a pack that cannot be read; raises `error` where none may be skipped."""

@@ -42,20 +42,21 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
 
         Args:
             shuffle_buffer: packs that are read ahead and given in drawn order. Each worker holds
-                so many in memory: 16 of 8192 tokens of 1536 bytes are 200 MB.
+                so many in memory, of each token width: 16 of 8192 tokens of 1536 bytes are 200 MB.
         """
         if shuffle_buffer < 1:
             raise ValueError(f"shuffle_buffer is {shuffle_buffer}, must be 1 or above")
         super().__init__(folder, **options)
         self.shuffle_buffer = shuffle_buffer
         self._reader: tuple[str, ShardReader] | None = None
+        self._rank_and_world: tuple[int, int] | None = None
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """The packs of this rank and worker, of the epoch that is set; see
         `PackDataset.__getitem__`."""
         info = get_worker_info()
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
-        rank, world_size = rank_and_world(None, None)
+        rank, world_size = self._rank_and_world or rank_and_world(None, None)
         slot = Slot(rank * num_workers + worker, world_size * num_workers)
         epoch = int(self._epoch)
         for numbers in self.shares(epoch, slot, shuffle=True).values():
@@ -100,9 +101,14 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
             read = {number: self.stored(number, self._read) for number in in_order}
             for number in wanted:
                 yield self.tensors(read[number], epoch=epoch)
+            read.clear()  # or the next buffer would be read beside this one
 
     def __getstate__(self) -> dict[str, Any]:
-        return self.__dict__ | {"_reader": None}
+        # A worker that is spawned knows nothing of torch.distributed.
+        return self.__dict__ | {
+            "_reader": None,
+            "_rank_and_world": self._rank_and_world or rank_and_world(None, None),
+        }
 
     def _places(self, epoch: int, *, shuffle: bool) -> dict[str, int]:
         """Of each shard, when its turn comes."""

@@ -76,8 +76,14 @@ def to_tensors(pack: PackMembers, shape: PackShape, values: Values | None) -> di
         )
         if array is not None
     }
+    borders_padded = {}
     if shape.multiple > 1 or shape.max_segments is not None:
-        optional["cu_seqlens_padded"] = _filled_borders(padded, length, shape.max_segments)
+        longest = int(np.diff(padded).max())
+        borders_padded = {
+            "cu_seqlens_padded": _filled_borders(padded, length, shape.max_segments),
+            # The padding at the end is a segment then, and may be as long as the pack.
+            "max_seqlen_padded": longest if shape.max_segments is None else length,
+        }
     return {
         "tokens": _tokens(pack, length, places, values),
         "segment_ids": put(pack.segment_ids, np.int32),
@@ -86,6 +92,7 @@ def to_tensors(pack: PackMembers, shape: PackShape, values: Values | None) -> di
         **optional,
         "cu_seqlens": torch.from_numpy(borders.astype(np.int32)),
         "max_seqlen": int(lengths.max()),
+        **borders_padded,
         "num_tokens": len(pack.tokens),
         "grid_thw": _rows(grids, shape.max_segments),
         "patch": _rows(pack.segments[:, 5:8], shape.max_segments),

@@ -62,6 +62,8 @@ def visible_packs(
     if not 0 <= mask_rate < 1:
         raise ValueError(f"mask_rate is {mask_rate}, must be in [0, 1)")
     mask = MASKS[kind](Fraction(str(mask_rate)))
+    if not len(packs):
+        raise ValueError(f"{packs.folder}: there are no packs: was everything lost?")
     lengths = _visible_lengths(packs, mask)
     if packs_per_step is None:
         packs_per_step = max(1, round(packs.pack_length / int(lengths.max())))
@@ -123,9 +125,9 @@ class _Gather:
             "positions": self._filled(decoder["positions"][visible]),
             "seconds": self._filled(decoder["seconds"][visible]),
             "cu_seqlens": pad(counts.cumsum(0), (1, 0)).int(),
-            "max_seqlen": int(counts.max()),
+            "max_seqlen": int(counts.max()) if num_tokens else 0,
             "num_tokens": num_tokens,
-            "grid_thw": torch.stack(grids),
+            "grid_thw": torch.stack(grids) if grids else torch.zeros(0, 3, dtype=torch.int32),
             "places": places,
             "restore": restore,
             "packs": decoder,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import numpy as np
@@ -10,6 +9,7 @@ import numpy as np
 from spacepatch.errors import ShardError
 
 _COLUMNS = 8
+_MOST_SECONDS = 1e15
 
 
 def check_segments(table: np.ndarray, num_tokens: int, where: str) -> None:
@@ -29,16 +29,27 @@ def check_segments(table: np.ndarray, num_tokens: int, where: str) -> None:
 
 
 def check_rows(rows: np.ndarray | None, num_tokens: int, member: str, where: str) -> None:
-    """A member with one number, or three, a token."""
-    if rows is not None and (len(rows) != num_tokens or rows.dtype.kind not in "iu"):
+    """A member with a whole number a token."""
+    if rows is not None and (rows.shape != (num_tokens,) or rows.dtype.kind not in "iu"):
         raise ShardError(f"{where}: {member} is {rows.dtype} {rows.shape} for {num_tokens} tokens")
 
 
 def check_positions(positions: np.ndarray, table: np.ndarray, where: str) -> None:
     """Each token in the grid of its segment."""
     grids = np.repeat(table[:, 2:5], table[:, 1], axis=0)
-    if positions.shape != grids.shape or (positions < 0).any() or (positions >= grids).any():
+    fits = positions.shape == grids.shape and positions.dtype.kind in "iu"
+    if not fits or (positions < 0).any() or (positions >= grids).any():
         raise ShardError(f"{where}: positions lie beyond the grids of their segments")
+
+
+def check_pixels(pixels: np.ndarray, table: np.ndarray, num_segments: int, where: str) -> None:
+    """The pixel tokens beside others: a whole grid of each segment."""
+    if pixels.ndim != 2 or pixels.dtype != np.uint8:
+        raise ShardError(f"{where}: pixels.npy is {pixels.dtype} {pixels.shape}, not uint8 (P, D)")
+    check_segments(table, len(pixels), f"{where}: pixels")
+    whole = table[:, 1] == table[:, 2:5].astype(np.int64).prod(axis=1)
+    if len(table) != num_segments or not whole.all():
+        raise ShardError(f"{where}: pixel_segments.npy: not a whole grid of each segment")
 
 
 def check_document(document: dict[str, Any], table: np.ndarray, where: str) -> None:
@@ -48,6 +59,7 @@ def check_document(document: dict[str, Any], table: np.ndarray, where: str) -> N
         not isinstance(segments, list)
         or len(segments) != len(table)
         or not all(map(_agrees, segments, table.tolist()))
+        or not isinstance(document.get("order"), str)
     ):
         raise ShardError(f"{where}: pack.json does not agree with segments.npy")
 
@@ -65,5 +77,5 @@ def _are_seconds(seconds: Any, num_rows: int) -> bool:
     return (
         isinstance(seconds, list)
         and len(seconds) == num_rows
-        and all(type(value) in (int, float) and math.isfinite(value) for value in seconds)
+        and all(type(value) in (int, float) and abs(value) < _MOST_SECONDS for value in seconds)
     )

@@ -18,6 +18,7 @@ from crc32c import crc32c
 from spacepatch.errors import ShardError
 from spacepatch.shards.agreement import (
     check_document,
+    check_pixels,
     check_positions,
     check_rows,
     check_segments,
@@ -203,7 +204,7 @@ class ShardReader:
         check_rows(pack.run_lengths, num_tokens, "run_lengths.npy", where)
         check_rows(pack.visible, num_tokens, "visible.npy", where)
         if pack.pixels is not None and pack.pixel_segments is not None:
-            check_segments(pack.pixel_segments, len(pack.pixels), f"{where}: pixels")
+            check_pixels(pack.pixels, pack.pixel_segments, len(pack.segments), where)
 
     def _open(self, tar: Path) -> int:
         """Returns its size in bytes."""
