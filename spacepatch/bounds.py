@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from spacepatch.extras import needed
 from spacepatch.histogram_packing import prove_lower_bound
 from spacepatch.packing import lower_bound
 
@@ -21,7 +22,8 @@ WORDS = {
 """How a bound was had, for people; from the quickest and weakest to the strongest."""
 
 QUICK = 1 << 19
-"""Distinct lengths x pack length up to which column generation takes a few seconds."""
+"""Distinct lengths x pack length up to which column generation takes a few seconds; where
+`max_segments` is less than a pack has room for, times that."""
 
 Counts = Mapping[int, int]
 """How many sequences there are of each length."""
@@ -96,7 +98,7 @@ def bound_packs(
         return _sum(quick)
     found = []
     for counts, bound in zip(histograms.values(), quick, strict=True):
-        is_quick = len(counts) * pack_length <= QUICK and find_spec("scipy") is not None
+        is_quick = _cost(counts, pack_length, max_segments) <= QUICK and find_spec("scipy")
         if counts and (thorough or is_quick):
             histogram = np.zeros(max(counts) + 1, np.int64)
             histogram[list(counts)] = list(counts.values())
@@ -107,6 +109,23 @@ def bound_packs(
                 bound = LowerBound(proven, "columns")
         found.append(bound)
     return _sum(found)
+
+
+def check_thorough() -> None:
+    """Refuse a thorough bound that cannot be proven here, before anything is done for it.
+
+    Raises:
+        MissingDependencyError: it needs scipy, which is not installed.
+    """
+    needed("scipy.optimize", "scipy", by="the best lower bound (--bound)", extra="pack")
+
+
+def _cost(counts: Counts, pack_length: int, max_segments: int | None) -> int:
+    """Of one knapsack of column generation, in what `QUICK` counts."""
+    cost = len(counts) * pack_length
+    if counts and max_segments is not None and max_segments < pack_length // min(counts):
+        cost *= max_segments
+    return cost
 
 
 def _quick(counts: Counts, pack_length: int, max_segments: int | None) -> LowerBound:

@@ -18,6 +18,7 @@ from typing import TypedDict
 import numpy as np
 
 from spacepatch.column_generation import Counts, Strategy, generate_columns
+from spacepatch.errors import ConfigError
 from spacepatch.extras import needed
 from spacepatch.packing import PACKERS, Ints, Packer, count_packs
 
@@ -115,6 +116,7 @@ def fill_by_least_squares(
     Raises:
         ValueError: The matrix of lengths and strategies would be too large: it grows with the
             third power of `pack_length`, and 512 is the paper's.
+        ConfigError: scipy's solver does not get to an end.
     """
     counts, cap = _read_histogram(histogram, pack_length, max_segments)
     unit = gcd(*counts) or 1
@@ -134,7 +136,13 @@ def fill_by_least_squares(
         wanted[length // unit - 1] = number
     weights = np.where(np.arange(1, total + 1) * unit <= 8, 0.09, 1.0)
     optimize = needed("scipy.optimize", "scipy", by="packer nnlshp", extra="pack")
-    repeats, _ = optimize.nnls(weights[:, None] * matrix, weights * wanted)
+    try:
+        repeats, _ = optimize.nnls(weights[:, None] * matrix, weights * wanted)
+    except RuntimeError as error:
+        raise ConfigError(
+            f"packer nnlshp: scipy finds no solution for {len(counts)} lengths in packs of "
+            f"{pack_length} ({error}): use --packer optimal, which makes fewer packs"
+        ) from None
     chosen = [
         (tuple(length * unit for length in strategy), round(number))
         for strategy, number in zip(strategies, repeats.tolist(), strict=True)

@@ -125,6 +125,19 @@ def test_without_scipy_the_quick_bounds_stay_and_a_thorough_one_says_what_to_ins
         bound_packs(counts, pack_length=10, thorough=True)
 
 
+def test_a_limit_of_segments_that_bites_makes_column_generation_no_longer_quick() -> None:
+    """A knapsack for up to 8 segments is 8 columns instead of one."""
+    pytest.importorskip("scipy")
+    third = Counter(range(1366, 1466))
+    for counts, max_segments in ((third, None), (third, 8), (third | Counter([1]), None)):
+        found = bound_packs({1: counts}, pack_length=4096, max_segments=max_segments)
+        assert found == LowerBound(50, "columns")
+    counts = {1: third | Counter([1])}
+    assert bound_packs(counts, pack_length=4096, max_segments=8) == LowerBound(35, "tokens")
+    found = bound_packs(counts, pack_length=4096, max_segments=8, thorough=True)
+    assert found == LowerBound(50, "columns")
+
+
 def test_inspect_and_plan_print_the_bound_and_how_it_was_had(
     sample_clips: Path, tmp_path: Path, spacepatch_cli: SpacepatchCli
 ) -> None:

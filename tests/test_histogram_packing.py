@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from untimed import untimed
 
+from spacepatch.errors import ConfigError
 from spacepatch.histogram_packing import (
     HISTOGRAM_PACKERS,
     SEQUENCE_PACKERS,
@@ -184,6 +185,17 @@ def test_least_squares_refuses_a_pack_too_long_for_its_matrix():
     # Lengths of a common divisor are few again.
     strategies = fill_by_least_squares([0] * 2048 + [8], pack_length=8192)
     assert sum(k * len(s) for s, k in strategies.items()) == 8
+
+
+def test_least_squares_without_an_end_says_what_to_use_instead(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def endless(*matrices: np.ndarray) -> None:
+        raise RuntimeError("Maximum number of iterations reached.")
+
+    monkeypatch.setattr("scipy.optimize.nnls", endless)
+    with pytest.raises(ConfigError, match=r"2 lengths in packs of 8 .*use --packer optimal"):
+        fill_by_least_squares([0, 1, 1], pack_length=8)
 
 
 @pytest.mark.parametrize("packer", HISTOGRAM_PACKERS)

@@ -32,10 +32,23 @@ Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on s
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Begin anew; remove what a former run wrote there.")
 ]
+
+
+def _check_bound(wanted: bool) -> bool:
+    """First, before a whole dataset is written or read."""
+    if wanted:
+        from spacepatch.bounds import check_thorough
+
+        check_thorough()
+    return wanted
+
+
 Bound = Annotated[
     bool,
     typer.Option(
-        "--bound", help="Prove the best lower bound of packs, which may take minutes; needs scipy."
+        "--bound",
+        callback=_check_bound,
+        help="Prove the best lower bound of packs, which may take minutes; needs scipy.",
     ),
 ]
 ShowConfig = Annotated[

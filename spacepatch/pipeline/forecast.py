@@ -105,7 +105,7 @@ def _bound(plan: Plan, packs: int, plain: int, *, thorough: bool) -> LowerBound:
         pack_length=placement.pack_length,
         max_segments=placement.max_segments,
         packs=packs,
-        thorough=thorough or placement.packer == "optimal",
+        thorough=thorough,
     )
 
 
