@@ -46,6 +46,16 @@ def _cgroup_quotas() -> Iterator[float]:
         pass
 
 
+def most_open_files() -> int:
+    """Files that this process may have open (`ulimit -n`)."""
+    try:
+        import resource
+    except ImportError:  # Windows: what its C library allows
+        return 512
+    soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+    return sys.maxsize if soft == resource.RLIM_INFINITY else soft
+
+
 def give_back_large_blocks() -> None:
     """Have glibc map blocks of 1 MB and more one by one, as it does until it first frees one.
 

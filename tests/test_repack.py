@@ -160,17 +160,18 @@ def test_latents_are_carried_over_with_what_was_measured_of_them(
 
 
 def test_a_repack_is_byte_by_byte_what_tokenizing_so_would_have_written(
-    sample_clips: Path, tmp_path: Path
+    part_damaged: list[Path], tmp_path: Path
 ) -> None:
-    """Where no clip was cut for the old length: other lengths choose other clips."""
+    """Where no clip was cut for the old length, and no source takes several runs; with losses."""
     short, long = {"pack_length": 1024}, {"pack_length": 2048, "balance": "attention"}
     same = {"shard_size": "8MB", "name": "same", "clip_seconds": "2"}
-    run([sample_clips], tmp_path / "a", **same, **short)
-    run([sample_clips], tmp_path / "expected", **same, **long)
+    run(part_damaged, tmp_path / "a", **same, **short)
+    run(part_damaged, tmp_path / "expected", **same, **long)
     repack(tmp_path / "a", out=tmp_path / "b", name="same", **long)
     expected, found = digests(tmp_path / "expected"), digests(tmp_path / "b")
     files = [name for name in expected if not name.endswith(".json")]
     assert len(files) > 5
+    assert any(row["stage"] == "decode" for row in rows(tmp_path / "b", "losses.parquet"))
     assert {name: found[name] for name in files} == {name: expected[name] for name in files}
     assert json.loads((tmp_path / "b" / "plan.json").read_text())["settings"]["repacked"] == "1024"
 

@@ -119,11 +119,13 @@ def finished_losses(folder: Path, plan: Plan, tasks: list[Task]) -> list[Loss]:
     return [_loss(row) for task in tasks for row in _receipt(folder, plan, task).losses]
 
 
-def forget_retryable(folder: Path, plan: Plan) -> None:
-    """Take back what jobs lost for environmental reasons, so that it is done again.
+def unfinish(folder: Path) -> None:
+    """Take away dataset.json and the merged tables: nobody reads a dataset that is being mended."""
+    remove([folder / DATASET, *(folder / name for name in TABLES)])
 
-    dataset.json and the merged tables go first: nobody reads a dataset that is being mended.
-    """
+
+def forget_retryable(folder: Path, plan: Plan) -> None:
+    """Take back what jobs lost for environmental reasons, so that it is done again."""
     again = []
     for task in plan.tasks:
         path = receipt_path(folder, shard_stem(plan.name, task.split, task.number))
@@ -132,7 +134,7 @@ def forget_retryable(folder: Path, plan: Plan) -> None:
         ):
             again.append(task)
     if again:
-        remove([folder / DATASET, *(folder / name for name in TABLES)])
+        unfinish(folder)
         stems = [shard_stem(plan.name, task.split, task.number) for task in again]
         remove([receipt_path(folder, stem) for stem in stems])
 

@@ -37,7 +37,8 @@ def publish_task(
     Args:
         packs: none, where everything was lost.
         losses: as `Loss` has them.
-        unbalanced: of the packs before they were balanced; None: they were not.
+        unbalanced: of the packs before they were balanced; None: they were not. Of no packs the
+            receipt has none.
     """
     layout = plan.layout
     ordered = order_packs(plan, packs)
@@ -71,7 +72,7 @@ def publish_task(
         observed=observed,
         encoder=None if plan.encoder is None else encoder_of_receipt(plan.encoder),
         channel_sums=channel_sums(plan, ordered),
-        unbalanced=None if unbalanced is None else list(astuple(unbalanced)),
+        unbalanced=list(astuple(unbalanced)) if ordered and unbalanced is not None else None,
         **pixel_counts(ordered),
     )
     write_receipt(folder, stem, receipt)

@@ -16,6 +16,7 @@ from spacepatch.config import RunConfig, load_config
 from spacepatch.data import ClipSpec, Task
 from spacepatch.environment import environment
 from spacepatch.errors import ConfigError, ShardError
+from spacepatch.limits import most_open_files
 from spacepatch.packers import NEEDS_SCIPY, check_packer
 from spacepatch.pipeline.finishing import RunSummary
 from spacepatch.pipeline.placement import Lengths, Placement
@@ -23,8 +24,9 @@ from spacepatch.pipeline.planfile import Plan
 from spacepatch.pipeline.planning import cut_runs, layout_of, make_tasks
 from spacepatch.pipeline.publishing import publish_task
 from spacepatch.pipeline.rewriting import Progress, changed_plan, read_finished, rewrite
-from spacepatch.pipeline.stored import contents_of
+from spacepatch.pipeline.stored import contents_of, copied
 from spacepatch.shards import (
+    Layout,
     SegmentContent,
     ShardReader,
     ShardReceipt,
@@ -57,7 +59,9 @@ def repack(
 
     Segments stay what they are: those that were cut for the old pack length are not joined, and
     none is cut. Sources keep their order over the shards, so that each old shard is read once, or
-    twice at a border; memory is that of one new shard's positions, the tokens are mapped.
+    twice at a border. Memory is that of the plans, the receipts, a record of each segment of the
+    dataset (some 400 bytes), and one new shard's positions and rows of tables. Tokens are mapped,
+    but for those of more old shards than may be open at once (`_most_open`): these are copied.
 
     Args:
         max_segments: 0: as many as fit.
@@ -110,7 +114,7 @@ def _settings(plan: Plan, given: dict[str, Any], name: str | None) -> RunConfig:
     if settings["cut_to_fit"]:
         cut_for += " cut_to_fit"
         settings["cut_to_fit"] = False
-    # Packed for the length that its clips were chosen for, it is what tokenize would have made.
+    # Packed for the length that its clips were chosen for, it has settings that tokenize gives.
     settings["repacked"] = None if cut_for == str(settings["pack_length"]) else cut_for
     settings["name"] = name
     return load_config({key: value for key, value in settings.items() if value is not None})
@@ -221,10 +225,15 @@ def _check_table(table: Path, receipt: ShardReceipt) -> None:
 
 
 def _plan(before: Plan, config: RunConfig, stored: _Stored) -> Plan:
-    """The plan of the new dataset: the same clips in the same order, in tasks of new packs."""
+    """The plan of the new dataset: the same clips in the same order, in tasks of new packs.
+
+    As of `tokenize`, it is made of what was planned, not of what there is: what comes back with
+    `--retry-lost` moves no border.
+    """
     clips = [clip for task in before.tasks for clip in task.clips]
     layout, placement = layout_of(config, clips, before.encoder), Placement.of(config)
-    lengths = stored.lengths(before, clips)
+    planned = _planned_lengths(clips, layout)
+    lengths = Lengths.join([planned, stored.lengths(before, clips)])
     placement.check(lengths, lengths.tokens)
     versions = {key: value for key, value in before.environment.items() if key != "scipy"}
     if config.packer in NEEDS_SCIPY:
@@ -235,9 +244,22 @@ def _plan(before: Plan, config: RunConfig, stored: _Stored) -> Plan:
         before.sources,
         layout,
         placement,
-        lengths_of=lambda run: stored.lengths(before, run),
+        lengths_of=lambda run: _planned_lengths(run, layout),
     )
     return changed_plan(before, config, tasks, versions)
+
+
+def _planned_lengths(clips: Sequence[ClipSpec], layout: Layout) -> Lengths:
+    """`Lengths.of`, a clip that is longer than a pack in parts of whole grid rows, where a row fits
+    one: tokens may have been dropped, or segments cut to fit, so that what there is of it fits."""
+    whole = Lengths.of(clips, layout)
+    most = layout.pack_length // whole.cells * whole.cells
+    most[most == 0] = layout.pack_length
+    times = -(-whole.tokens // most)
+    tokens = np.repeat(most, times)
+    # The last part of each has the rest.
+    tokens[np.cumsum(times) - 1] = whole.tokens - (times - 1) * most
+    return Lengths(tokens, np.repeat(whole.cells, times), np.repeat(whole.widths, times))
 
 
 def _is_outdated(out: Path, plan: Plan, task: Task, stored: _Stored) -> bool:
@@ -269,23 +291,53 @@ def _write_task(folder: Path, out: Path, plan: Plan, task: Task, stored: _Stored
 def _gather(
     folder: Path, places: Sequence[_Place], stored: _Stored, stack: ExitStack
 ) -> list[SegmentContent]:
-    """The segments at some places, in their order, as they lie in the old shards."""
+    """The segments at some places, in their order, as they lie in the old shards.
+
+    Args:
+        stack: closes the shards that stay open.
+    """
     wanted: dict[int, dict[int, int]] = defaultdict(dict)
     for number, place in enumerate(places):
         wanted[place.task][place.row] = number
     contents: dict[int, SegmentContent] = {}
-    for task, numbers in wanted.items():
+    most_open = _most_open()
+    for number, (task, numbers) in enumerate(wanted.items()):
         stem, receipt = stored.shards[task]
+        reader = ShardReader(folder / f"{stem}.tar", receipt=receipt)
         table = folder / f"{stem}.segments.parquet"
-        reader = stack.enter_context(ShardReader(folder / f"{stem}.tar", receipt=receipt))
-        packs: dict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
-        for row_number, row in enumerate(read_table(table)):
-            packs[row["pack"]].append((row_number, row))
-        for pack, rows in packs.items():
-            if not any(row_number in numbers for row_number, _ in rows):
-                continue
-            made = contents_of(reader.read(pack), [row for _, row in rows])
-            for (row_number, _), content in zip(rows, made, strict=True):
-                if row_number in numbers:
-                    contents[numbers[row_number]] = content
+        if number < most_open:
+            contents |= _read(stack.enter_context(reader), table, numbers)
+        else:
+            with reader:
+                found = _read(reader, table, numbers)
+                contents |= {key: copied(found.pop(key)) for key in list(found)}
     return [contents[number] for number in range(len(places))]
+
+
+def _most_open() -> int:
+    """Old shards that are mapped at a time: a map keeps its file open."""
+    return min(MOST_OPEN, most_open_files() // 4)
+
+
+MOST_OPEN = 4096
+"""Maps of a process are counted too: Linux has 65,530."""
+
+
+def _read(reader: ShardReader, table: Path, numbers: dict[int, int]) -> dict[int, SegmentContent]:
+    """Segments of one shard.
+
+    Args:
+        numbers: by row of its table, what the segment is called in what is returned.
+    """
+    contents: dict[int, SegmentContent] = {}
+    packs: dict[int, list[tuple[int, dict[str, Any]]]] = defaultdict(list)
+    for row_number, row in enumerate(read_table(table)):
+        packs[row["pack"]].append((row_number, row))
+    for pack, rows in packs.items():
+        if not any(row_number in numbers for row_number, _ in rows):
+            continue
+        made = contents_of(reader.read(pack), [row for _, row in rows])
+        for (row_number, _), content in zip(rows, made, strict=True):
+            if row_number in numbers:
+                contents[numbers[row_number]] = content
+    return contents

@@ -9,7 +9,7 @@ from pathlib import Path
 from spacepatch.config import RunConfig, fingerprint
 from spacepatch.data import Task
 from spacepatch.errors import ConfigError, ResumeError, ShardError
-from spacepatch.pipeline.finishing import RunSummary, finish_run
+from spacepatch.pipeline.finishing import RunSummary, finish_run, unfinish
 from spacepatch.pipeline.folder import check_folder, clear_folder
 from spacepatch.pipeline.placement import Placement
 from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
@@ -89,10 +89,17 @@ def rewrite(
         if overwrite:
             clear_folder(out)
         plan = _write_plan(out, wanted)
-        pending = {task.number for task in pending_tasks(out, plan)}
+        again = {task.number for task in pending_tasks(out, plan)}
+        again |= {
+            task.number
+            for task in plan.tasks
+            if task.number not in again and is_outdated(plan, task)
+        }
+        if again:
+            unfinish(out)
         for done, task in enumerate(plan.tasks):
             on_shard(done, len(plan.tasks))
-            if task.number in pending or is_outdated(plan, task):
+            if task.number in again:
                 write_task(plan, task)
         on_shard(len(plan.tasks), len(plan.tasks))
         return finish_run(out, plan)

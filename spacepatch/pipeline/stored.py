@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -42,3 +43,14 @@ def contents_of(pack: PackMembers, rows: Sequence[dict[str, Any]]) -> list[Segme
             )
         )
     return contents
+
+
+def copied(content: SegmentContent) -> SegmentContent:
+    """With arrays of its own: nothing holds the shard that it comes from."""
+    return replace(
+        content,
+        tokens=content.tokens.copy(),
+        run_lengths=None if content.run_lengths is None else content.run_lengths.copy(),
+        visible=None if content.visible is None else content.visible.copy(),
+        pixels=None if content.pixels is None else content.pixels.copy(),
+    )
