@@ -13,6 +13,9 @@ from numbered_clips import ClipOf, make_numbered
 from small_runs import LOADED, make_dataset
 
 if TYPE_CHECKING:
+    from recipes import ShardsOf
+    from tiny_packs import Key
+
     from spacepatch.loader import PackDataset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -161,3 +164,51 @@ def without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where scipy is not installed."""
     for name in ("scipy", "scipy.optimize", "scipy.sparse"):
         monkeypatch.setitem(sys.modules, name, None)
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset of very small packs, which no test may change; as are the next two."""
+    from tiny_packs import tiny_dataset  # torch
+
+    return tiny_dataset(tmp_path_factory.getbasetemp(), "tiny")
+
+
+@pytest.fixture(scope="session")
+def alike(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose packs have the shapes of those of `tiny`."""
+    from tiny_packs import tiny_dataset
+
+    return tiny_dataset(tmp_path_factory.getbasetemp(), "alike")
+
+
+@pytest.fixture(scope="session")
+def widths(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One with tokens of two widths."""
+    from tiny_packs import tiny_dataset
+
+    return tiny_dataset(tmp_path_factory.getbasetemp(), "widths")
+
+
+@pytest.fixture(scope="session")
+def keys(tiny: Path) -> "list[Key]":
+    """The packs of `tiny`, in their order."""
+    from tiny_packs import keys_of
+
+    return keys_of(tiny)
+
+
+@pytest.fixture(scope="session")
+def shards_of(tmp_path_factory: pytest.TempPathFactory) -> "ShardsOf":
+    """Return a function that makes the shards of a recipe by its own lines, once for equal ones."""
+    import recipes
+
+    made: dict[str, Path] = {}
+
+    def shards(recipe: str) -> Path:
+        lines = str(recipes.commands_of(recipe))
+        if lines not in made:
+            made[lines] = recipes.make_shards(recipe, tmp_path_factory.mktemp(recipe))
+        return made[lines]
+
+    return shards

@@ -8,11 +8,14 @@ import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 SAMPLES = Path(__file__).resolve().parents[1] / "samples"
 TRAIN = SAMPLES / "train"
+ShardsOf = Callable[[str], Path]
+"""What the fixture `shards_of` is."""
 SHARED = ("batches", "layers", "training")
 
 

@@ -23,27 +23,11 @@ from tiny_packs import (
     one_epoch,
     rank_loaders,
     step_keys,
-    tiny_dataset,
     widths_of,
 )
 
 from spacepatch.errors import ShardError
 from spacepatch.loader import PackDataset, PackLoader, PackStream
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "tiny")
-
-
-@pytest.fixture(scope="session")
-def widths(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "widths")
-
-
-@pytest.fixture(scope="session")
-def keys(tiny) -> list[Key]:
-    return keys_of(tiny)
 
 
 @pytest.fixture

@@ -5,33 +5,17 @@ from __future__ import annotations
 from collections import Counter
 from functools import partial
 from itertools import islice, pairwise
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from loaded_packs import assert_same, drawn_order
-from tiny_packs import WIDTH, batch_keys, epoch_steps, keys_of, rank_loaders, tiny_dataset
+from tiny_packs import WIDTH, batch_keys, epoch_steps, keys_of, rank_loaders
 from torch._dynamo.testing import CompileCounter
 
 from spacepatch.loader import PackDataset, PackLoader, PackMix
 
 BY_TOKEN = ("tokens", "segment_ids", "positions", "seconds", "visible")
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "tiny")
-
-
-@pytest.fixture(scope="session")
-def alike(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "alike")
-
-
-@pytest.fixture(scope="session")
-def widths(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "widths")
 
 
 def segment_parts(pack: dict, starts: list[int]) -> list[dict]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import random
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from loaded_packs import assert_same
@@ -19,31 +18,10 @@ from tiny_packs import (
     one_epoch,
     rank_loaders,
     step_keys,
-    tiny_dataset,
     widths_of,
 )
 
 from spacepatch.loader import PackDataset, PackLoader, PackStream
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "tiny")
-
-
-@pytest.fixture(scope="session")
-def alike(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "alike")
-
-
-@pytest.fixture(scope="session")
-def widths(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "widths")
-
-
-@pytest.fixture(scope="session")
-def keys(tiny) -> list[Key]:
-    return keys_of(tiny)
 
 
 class Ranks:

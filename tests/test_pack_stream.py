@@ -7,7 +7,6 @@ import random
 import sys
 from collections import Counter
 from itertools import islice
-from pathlib import Path
 
 import pytest
 from loaded_packs import assert_same, read_plainly
@@ -17,31 +16,14 @@ from tiny_packs import (
     batch_keys,
     epoch_steps,
     key_of,
-    keys_of,
     one_epoch,
     rank_loaders,
     step_keys,
-    tiny_dataset,
     widths_of,
 )
 from torch.utils.data import DataLoader
 
 from spacepatch.loader import PackDataset, PackLoader, PackStream
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "tiny")
-
-
-@pytest.fixture(scope="session")
-def widths(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "widths")
-
-
-@pytest.fixture(scope="session")
-def keys(tiny) -> list[Key]:
-    return keys_of(tiny)
 
 
 @pytest.fixture(scope="session")

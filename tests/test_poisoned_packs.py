@@ -20,11 +20,6 @@ from spacepatch.loader import PackDataset, PackLoader
 from spacepatch.shards.agreement import check_pixels
 
 
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "tiny")
-
-
 @pytest.fixture
 def copy(tiny, tmp_path) -> Path:
     return shutil.copytree(tiny, tmp_path / "copy")

@@ -4,41 +4,17 @@ that their docstrings make."""
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 import recipes
 import torch
 import torch.nn.functional as F  # noqa: N812
+from recipes import ShardsOf
 
 from spacepatch.loader import PackDataset, collate
 
 RECIPES = ("videogpt", "image_transformer", "diffusion", "gan", "contrastive", "captioning")
-ShardsOf = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def shards_of(tmp_path_factory: pytest.TempPathFactory) -> ShardsOf:
-    """Return a function that makes the shards of a recipe by its own lines, once for equal ones."""
-    made: dict[str, Path] = {}
-
-    def shards(recipe: str) -> Path:
-        lines = str(recipes.commands_of(recipe))
-        if lines not in made:
-            made[lines] = recipes.make_shards(recipe, tmp_path_factory.mktemp(recipe))
-        return made[lines]
-
-    return shards
 
 
 def first_batch(packs: PackDataset, num_packs: int = 2) -> dict[str, Any]:

@@ -1,7 +1,7 @@
 """NaViT, FlexiViT, MAE, ViViT and VTN learn from the shards that their docstrings make."""
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,34 +9,13 @@ import pytest
 import recipes
 import torch
 import torch.nn.functional as F  # noqa: N812
+from recipes import ShardsOf
 
 from spacepatch.loader import PackDataset, PackLoader, collate, visible_packs
 from spacepatch.masks import block_mask
 
 RECIPES = ("navit", "flexivit", "mae", "vivit", "vtn")
 CLASSIFIERS = ("navit", "flexivit", "vivit", "vtn")
-ShardsOf = Callable[[str], Path]
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(scope="module")
-def shards_of(tmp_path_factory: pytest.TempPathFactory) -> ShardsOf:
-    """Return a function that makes the shards of a recipe by its own line, once."""
-    made: dict[str, Path] = {}
-
-    def shards(recipe: str) -> Path:
-        if recipe not in made:
-            made[recipe] = recipes.make_shards(recipe, tmp_path_factory.mktemp(recipe))
-        return made[recipe]
-
-    return shards
 
 
 def run(recipe: str, shards: Path, *arguments: object) -> dict[str, Any]:

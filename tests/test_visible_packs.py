@@ -9,22 +9,12 @@ from pathlib import Path
 import pytest
 import torch
 from small_runs import make_dataset
-from tiny_packs import WIDTH, as_json, batch_keys, flip_pack, keys_of, tiny_dataset
+from tiny_packs import WIDTH, as_json, batch_keys, flip_pack, keys_of
 
 from spacepatch.loader import PackDataset, visible_packs
 
 ROWS = 196
 """Tokens of a grid row of 14 x 14, as of 224 x 224 pixels in patches of 16."""
-
-
-@pytest.fixture(scope="session")
-def tiny(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "tiny")
-
-
-@pytest.fixture(scope="session")
-def widths(tmp_path_factory) -> Path:
-    return tiny_dataset(tmp_path_factory.getbasetemp(), "widths")
 
 
 @pytest.fixture(scope="session")
