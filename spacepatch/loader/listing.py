@@ -99,7 +99,8 @@ def list_packs(
     if split is not None:
         known = sorted({shard["split"] for shard in shards})
         if split not in known:
-            raise ValueError(f"split {split!r}: {folder} has {known}")
+            there = "none: it was made without --split" if known == [""] else known
+            raise ValueError(f"split {split!r}: {folder} has {there}")
         shards = [shard for shard in shards if shard["split"] == split]
     runs = []
     for shard in shards:

@@ -134,6 +134,7 @@ class Packs(TokenValues):
             self.pixel_length if padded else None,
             pad_multiple,
             self.max_segments if fixed_shapes else None,
+            self.pack_length,
         )
         self._mask = self._choose_mask(mask)
         self._drop = None if drop is None else read_drop(drop)

@@ -28,6 +28,9 @@ STACKED = (
 STACKED_IF_FIXED = ("grid_thw", "patch", "cu_seqlens_padded", "pixel_grid_thw", "pixel_patch")
 """Tensors of one row a segment: of one shape with `fixed_shapes`."""
 
+_NEARLY = 0.75
+"""Share of the room from which on a pack takes all of it."""
+
 Values = Callable[[torch.Tensor], torch.Tensor]
 
 
@@ -43,6 +46,10 @@ class PackShape:
     """Each segment begins at a multiple of so many tokens; between them is padding."""
     max_segments: int | None = None
     """Rows of what has one a segment, with zeros at the end; None: as many as there are."""
+    room: int = 0
+    """Tokens that memory is taken for where packs are nearly as long: of one size it is given out
+    again as it is, of another the system has to clear pages, which made ragged packs a quarter
+    slower."""
 
 
 def to_tensors(pack: PackMembers, shape: PackShape, values: Values | None) -> dict[str, Any]:
@@ -65,7 +72,7 @@ def to_tensors(pack: PackMembers, shape: PackShape, values: Values | None) -> di
         ]
 
     def put(array: np.ndarray, dtype: Any) -> torch.Tensor:
-        return torch.from_numpy(_padded(array, length, dtype, places))
+        return torch.from_numpy(_padded(array, length, dtype, places, shape.room))
 
     # Not every dataset has them.
     optional = {
@@ -85,7 +92,7 @@ def to_tensors(pack: PackMembers, shape: PackShape, values: Values | None) -> di
             "max_seqlen_padded": longest if shape.max_segments is None else length,
         }
     return {
-        "tokens": _tokens(pack, length, places, values),
+        "tokens": _tokens(pack, length, places, values, shape.room),
         "segment_ids": put(pack.segment_ids, np.int32),
         "positions": put(pack.positions, np.int32),
         "seconds": put(seconds, np.float64),
@@ -102,10 +109,10 @@ def to_tensors(pack: PackMembers, shape: PackShape, values: Values | None) -> di
 
 
 def _tokens(
-    pack: PackMembers, length: int, places: slice | np.ndarray, values: Values | None
+    pack: PackMembers, length: int, places: slice | np.ndarray, values: Values | None, room: int
 ) -> torch.Tensor:
     if values is None:
-        tokens = torch.from_numpy(_padded(pack.tokens, length, pack.tokens.dtype, places))
+        tokens = torch.from_numpy(_padded(pack.tokens, length, pack.tokens.dtype, places, room))
         # The same bits: numpy has no bfloat16.
         return tokens.view(torch.bfloat16) if pack.token_dtype == "bfloat16" else tokens
     stored = torch.from_numpy(np.array(pack.tokens))
@@ -162,12 +169,15 @@ def _rows(table: np.ndarray, num_rows: int | None) -> torch.Tensor:
     return torch.from_numpy(out)
 
 
-def _padded(array: np.ndarray, length: int, dtype: Any, places: slice | np.ndarray) -> np.ndarray:
+def _padded(
+    array: np.ndarray, length: int, dtype: Any, places: slice | np.ndarray, room: int = 0
+) -> np.ndarray:
     """A copy, zero where nothing is put: the map is read-only, and not ours once the shard is
     closed."""
     if isinstance(places, slice):
+        rows = room if _NEARLY * room <= length < room else length
         # Zeroed in part: a full pack is written once.
-        out = np.empty((length, *array.shape[1:]), dtype)
+        out = np.empty((rows, *array.shape[1:]), dtype)[:length]
         out[len(array) :] = 0
     else:
         out = np.zeros((length, *array.shape[1:]), dtype)
