@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+import torch.nn.functional as F  # noqa: N812
+from torch import nn
 
 from spacepatch.loader import PackDataset, PackLoader
 
@@ -36,6 +38,23 @@ def labels_of(batch: Batch, column: str, words: Sequence[str]) -> torch.Tensor:
     most = max(map(len, batch["segments"]))
     rows = [[words.index(one["extra"][column]) for one in pack] for pack in batch["segments"]]
     return torch.tensor([row + [-1] * (most - len(row)) for row in rows])
+
+
+def label_loss(
+    model: nn.Module, packs: PackDataset, column: str, words: Sequence[str]
+) -> Callable[[Batch], torch.Tensor]:
+    """The loss of a batch, (): the cross entropy of a column.
+
+    Args:
+        model: from numbers (B, N, D), the batch and S to logits ``(B, S, len(words))``.
+    """
+
+    def loss_of(batch: Batch) -> torch.Tensor:
+        labels = labels_of(batch, column, words)
+        logits = model(packs.normalize(batch["tokens"]), batch, labels.shape[1])
+        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)
+
+    return loss_of
 
 
 def count_tokens(batch: Batch) -> tuple[int, int]:

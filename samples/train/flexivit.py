@@ -13,8 +13,7 @@ bilinear interpolation. A pack holds tokens of one width, and so does a batch.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from batches import Batch, batches_of, labels_of, words_of
+from batches import Batch, batches_of, label_loss, words_of
 from layers import Transformer
 from torch import nn
 from training import arguments, parse, train
@@ -79,12 +78,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         layout=packs.document["settings"]["layout"],
         size=int((min(widths) // 3) ** 0.5),
     )
-
-    def loss_of(batch: Batch) -> torch.Tensor:
-        labels = labels_of(batch, args.label, words)
-        logits = model(packs.normalize(batch["tokens"]), batch, labels.shape[1])
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)
-
+    loss_of = label_loss(model, packs, args.label, words)
     return train(
         args,
         packs,

@@ -12,8 +12,7 @@ embeddings of h and of w that are summed, and pooling per picture.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from batches import Batch, labels_of, words_of
+from batches import Batch, label_loss, words_of
 from layers import Transformer
 from torch import nn
 from training import arguments, parse, train
@@ -55,12 +54,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     packs = PackDataset(args.shards, seed=args.seed)
     words = words_of(packs, args.label)
     model = NaViT(packs.document["token_width"], num_classes=len(words))
-
-    def loss_of(batch: Batch) -> torch.Tensor:
-        labels = labels_of(batch, args.label, words)
-        logits = model(packs.normalize(batch["tokens"]), batch, labels.shape[1])
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)
-
+    loss_of = label_loss(model, packs, args.label, words)
     return train(args, packs, model, loss_of, classes=len(words))
 
 

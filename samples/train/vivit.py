@@ -12,8 +12,7 @@ and shape, and still it is two masks.
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F  # noqa: N812
-from batches import Batch, labels_of, words_of
+from batches import Batch, label_loss, words_of
 from layers import Attention, sines
 from torch import nn
 from training import arguments, parse, train
@@ -99,12 +98,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
         layout=packs.document["settings"]["layout"],
         num_classes=len(words),
     )
-
-    def loss_of(batch: Batch) -> torch.Tensor:
-        labels = labels_of(batch, args.label, words)
-        logits = model(packs.normalize(batch["tokens"]), batch, labels.shape[1])
-        return F.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-1)
-
+    loss_of = label_loss(model, packs, args.label, words)
     return train(args, packs, model, loss_of, classes=len(words))
 
 
