@@ -254,7 +254,7 @@ class Packs(TokenValues):
                 return self._checked(read(other))
             except ShardError as error:
                 self._count_bad(other, error)
-        raise ShardError(f"{self.folder}: no pack can be read any more")
+        raise ShardError(f"{self.folder}: no pack can be read any more; run spacepatch verify")
 
     def open_shard(self, run: Run, reader: type[ShardReader]) -> ShardReader:
         """Raises a ShardError where it is not the shard that dataset.json lists."""
@@ -269,7 +269,7 @@ class Packs(TokenValues):
             if list(found) != listed if name == "members" else found != listed:
                 raise ShardError(
                     f"{opened.path}: is of another dataset: its {name} is {found}, "
-                    f"dataset.json says {listed}"
+                    f"dataset.json says {listed}; copy the folder again as a whole"
                 )
         return opened
 
@@ -285,7 +285,8 @@ class Packs(TokenValues):
         if len(pack.tokens) > self.pack_length or num_pixels > self.pixel_length:
             raise ShardError(
                 f"{self.folder}: {pack.key} has {len(pack.tokens)} tokens and {num_pixels} pixel "
-                f"tokens, and packs hold {self.pack_length} and {self.pixel_length}"
+                f"tokens, and packs hold {self.pack_length} and {self.pixel_length}; "
+                "run spacepatch verify, then tokenize again"
             )
         return pack
 

@@ -123,7 +123,9 @@ class _Shares(IterableDataset[Any]):
             # Of what is given twice, the first of its own share.
             numbers = own[np.arange(batches * size) % len(own)]
             before = int((widths[:done] == width).sum()) * size
-            streams[width] = self._from(numbers, before, epoch)
+            streams[width] = self._packs.packs_of(
+                numbers[before:], epoch, shuffle=self._sharing.shuffle
+            )
         for width in widths[done:].tolist():
             yield self._collate([next(streams[width]) for _ in range(size)])
 
@@ -135,13 +137,6 @@ class _Shares(IterableDataset[Any]):
             draws = Draws(self._packs.seed, epoch, "widths", worker)
             widths = widths[draws.order(len(widths))]
         return widths
-
-    def _from(self, numbers: np.ndarray, before: int, epoch: int) -> Iterator[dict[str, Any]]:
-        """What comes after the first `before` packs. What is left of a buffer is read again."""
-        buffer = self._packs.shuffle_buffer
-        rest = -before % buffer
-        for part in (numbers[before : before + rest], numbers[before + rest :]):
-            yield from self._packs.packs_of(part, epoch, shuffle=self._sharing.shuffle)
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)

@@ -10,6 +10,7 @@ from spacepatch.errors import ShardError
 
 _COLUMNS = 8
 _MOST_SECONDS = 1e15
+_MEND = "run spacepatch verify, then tokenize again"
 
 
 def check_segments(table: np.ndarray, num_tokens: int, where: str) -> None:
@@ -19,19 +20,25 @@ def check_segments(table: np.ndarray, num_tokens: int, where: str) -> None:
         ShardError: it is no table of segments that lie one behind the other and hold the tokens.
     """
     if table.ndim != 2 or table.shape[1] != _COLUMNS or table.dtype != np.int32 or not len(table):
-        raise ShardError(f"{where}: segments.npy is {table.dtype} {table.shape}, not int32 (S, 8)")
+        raise ShardError(
+            f"{where}: segments.npy is {table.dtype} {table.shape}, not int32 (S, 8); {_MEND}"
+        )
     lengths = table[:, 1].astype(np.int64)
     fits = (lengths > 0) & (lengths <= table[:, 2:5].astype(np.int64).prod(axis=1))
     if not fits.all() or (table[:, 2:] <= 0).any() or lengths.sum() != num_tokens:
-        raise ShardError(f"{where}: segments.npy does not fit the {num_tokens} tokens")
+        raise ShardError(f"{where}: segments.npy does not fit the {num_tokens} tokens; {_MEND}")
     if not np.array_equal(table[:, 0], np.cumsum(lengths) - lengths):
-        raise ShardError(f"{where}: segments.npy: segments do not lie one behind the other")
+        raise ShardError(
+            f"{where}: segments.npy: segments do not lie one behind the other; {_MEND}"
+        )
 
 
 def check_rows(rows: np.ndarray | None, num_tokens: int, member: str, where: str) -> None:
     """A member with a whole number a token."""
     if rows is not None and (rows.shape != (num_tokens,) or rows.dtype.kind not in "iu"):
-        raise ShardError(f"{where}: {member} is {rows.dtype} {rows.shape} for {num_tokens} tokens")
+        raise ShardError(
+            f"{where}: {member} is {rows.dtype} {rows.shape} for {num_tokens} tokens; {_MEND}"
+        )
 
 
 def check_positions(positions: np.ndarray, table: np.ndarray, where: str) -> None:
@@ -39,17 +46,19 @@ def check_positions(positions: np.ndarray, table: np.ndarray, where: str) -> Non
     grids = np.repeat(table[:, 2:5], table[:, 1], axis=0)
     fits = positions.shape == grids.shape and positions.dtype.kind in "iu"
     if not fits or (positions < 0).any() or (positions >= grids).any():
-        raise ShardError(f"{where}: positions lie beyond the grids of their segments")
+        raise ShardError(f"{where}: positions lie beyond the grids of their segments; {_MEND}")
 
 
 def check_pixels(pixels: np.ndarray, table: np.ndarray, num_segments: int, where: str) -> None:
     """The pixel tokens beside others: a whole grid of each segment."""
     if pixels.ndim != 2 or pixels.dtype != np.uint8:
-        raise ShardError(f"{where}: pixels.npy is {pixels.dtype} {pixels.shape}, not uint8 (P, D)")
+        raise ShardError(
+            f"{where}: pixels.npy is {pixels.dtype} {pixels.shape}, not uint8 (P, D); {_MEND}"
+        )
     check_segments(table, len(pixels), f"{where}: pixels")
     whole = table[:, 1] == table[:, 2:5].astype(np.int64).prod(axis=1)
     if len(table) != num_segments or not whole.all():
-        raise ShardError(f"{where}: pixel_segments.npy: not a whole grid of each segment")
+        raise ShardError(f"{where}: pixel_segments.npy: not a whole grid of each segment; {_MEND}")
 
 
 def check_document(document: dict[str, Any], table: np.ndarray, where: str) -> None:
@@ -61,7 +70,7 @@ def check_document(document: dict[str, Any], table: np.ndarray, where: str) -> N
         or not all(map(_agrees, segments, table.tolist()))
         or not isinstance(document.get("order"), str)
     ):
-        raise ShardError(f"{where}: pack.json does not agree with segments.npy")
+        raise ShardError(f"{where}: pack.json does not agree with segments.npy; {_MEND}")
 
 
 def _agrees(segment: Any, row: list[int]) -> bool:
