@@ -297,6 +297,16 @@ def _clip(
         num_kept=num_tokens if view.drop is None else view.drop.num_kept(num_tokens),
         drop=None if view.drop is None else str(view.drop.at(num_tokens)),
         num_source_frames=int(inside[1] - inside[0]),
+        keyframes=_keyframes_of(info, indices),
         extra=window.extra,
         lattice=lattice,
     )
+
+
+def _keyframes_of(info: VideoInfo, indices: np.ndarray) -> np.ndarray:
+    """``(k, 2)`` index and time of the last keyframe not after each of some frames."""
+    if info.pts_repaired:
+        return np.empty((0, 2), np.int64)
+    places = np.unique(np.searchsorted(info.keyframes, indices, side="right") - 1)
+    keys = info.keyframes[places[places >= 0]]
+    return np.stack([keys, info.frame_pts[keys]], axis=1)

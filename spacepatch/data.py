@@ -263,6 +263,9 @@ class ClipSpec:
     drop: str | None
     """What drops tokens, with what was drawn for it: ``random 0.4873``."""
     num_source_frames: int
+    keyframes: np.ndarray = field(default_factory=lambda: np.empty((0, 2), np.int64))
+    """(k, 2) int64: index and time of keyframes, increasing, of each frame the last one that is not
+    after it among them: where to jump to. Empty: unknown."""
     extra: dict[str, Any] = field(default_factory=dict)
     lattice: Lattice = PIXELS
 

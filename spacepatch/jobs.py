@@ -220,6 +220,7 @@ def _pictures(
 ) -> Iterator[Picture]:
     """The pictures from the decoder that was asked for, and from PyAV what that cannot give."""
     source, settings = job.source, job.settings
+    keyframes = np.unique(np.concatenate([clip.keyframes for clip in job.clips]), axis=0)
 
     def decode(word: str, indices: np.ndarray, pts: np.ndarray) -> Iterator[Picture]:
         observed["decoder"] = choose_decoder(job.info, word)
@@ -236,6 +237,7 @@ def _pictures(
             trust_input=settings.trust_input,
             untagged=settings.untagged,
             decoder=word,
+            keyframes=keyframes,
         )
 
     position = 0

@@ -189,7 +189,22 @@ def write_frame(
     # Into the k-th place of the frame axis of each token: (h mh) (w mw) -> h w mh mw.
     target = target[:, :, :, :, :, index_in_tubelet]
     blocks = patches.reshape(grid[0] // merge, merge, grid[1] // merge, merge, *patches.shape[2:])
-    np.copyto(target, blocks.transpose(0, 2, 1, 3, 4, 5, 6))
+    _copy_in_words(target, blocks.transpose(0, 2, 1, 3, 4, 5, 6))
+
+
+WORDS = {16: "c16", 8: "u8", 4: "u4", 2: "u2"}
+"""Bytes to a dtype of so many: which one is of no matter, where values are only copied."""
+
+
+def _copy_in_words(target: np.ndarray, source: np.ndarray) -> None:
+    """Copy; where the values of the last axis lie side by side in both, several as one."""
+    item = source.itemsize
+    if target.strides[-1] == source.strides[-1] == item and target.dtype == source.dtype:
+        for width, word in WORDS.items():
+            if width > item and source.shape[-1] * item % width == 0:
+                target, source = target.view(word), source.view(word)
+                break
+    np.copyto(target, source)
 
 
 def join_tubelets(

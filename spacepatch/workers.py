@@ -10,8 +10,10 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
+from contextlib import contextmanager
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing.context import BaseContext
 from types import TracebackType
 from typing import Any
 
@@ -24,6 +26,9 @@ MAX_JOBS_PER_WORKER = 2000
 IN_FLIGHT_PER_WORKER = 3
 """Jobs handed to the pool a worker: one running, and the next ones at hand."""
 
+
+PRELOADED = ("av", "pebble.pool.process", "spacepatch.jobs", "spacepatch.probes")
+"""Modules that workers have from their first moment."""
 
 POLL_SECONDS = 0.1
 LEAST_PATIENCE_SECONDS = 30.0
@@ -57,6 +62,36 @@ class _Running:
     timed_out: bool = False
 
 
+def start_importing() -> None:
+    """Have what workers are forked from import what they need, while the caller imports its own.
+
+    Workers are not forked from the caller, whose threads and locks they would inherit.
+    """
+    context = _context()
+    if context.get_start_method() != "forkserver":
+        return
+    from multiprocessing import forkserver
+
+    context.set_forkserver_preload(list(PRELOADED))
+    with _without_interrupts():
+        forkserver.ensure_running()
+
+
+def _context() -> BaseContext:
+    """How workers start: forked from a server, which imports once for all, where there is that."""
+    return get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+
+
+@contextmanager
+def _without_interrupts() -> Iterator[None]:
+    """Processes inherit the mask: before they can ignore Ctrl-C, it must not reach them."""
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+
+
 class WorkerPool:
     """Runs `function(argument)` in worker processes; results come as they are ready.
 
@@ -80,7 +115,8 @@ class WorkerPool:
         worker_memory: int = WORKER_MEMORY,
         patience: float = LEAST_PATIENCE_SECONDS,
     ) -> None:
-        self._context = get_context("spawn")
+        start_importing()
+        self._context: Any = _context()
         self.capacity = workers * IN_FLIGHT_PER_WORKER
         self.workers = workers
         self._timeout = timeout
@@ -101,7 +137,7 @@ class WorkerPool:
             max_workers=self.workers,
             max_tasks=MAX_JOBS_PER_WORKER,
             initializer=_start_worker,
-            initargs=(self._beats, os.getpid(), self._worker_memory),
+            initargs=(self._beats, self._worker_memory),
             context=self._context,
         )
 
@@ -203,18 +239,15 @@ class WorkerPool:
         self._running[job.slot] = job
         while True:
             job.pool = self._pools
-            # Workers inherit the mask: before they can ignore Ctrl-C, it must not reach them.
-            blocked = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
             try:
-                future = self._pool.schedule(_run, args=(job.slot, job.function, job.argument))
+                with _without_interrupts():
+                    future = self._pool.schedule(_run, args=(job.slot, job.function, job.argument))
             except RuntimeError:
                 self._revive(job.pool)  # a worker died while it had nothing to do
                 if job.future is not None:
                     return
             else:
                 break
-            finally:
-                signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
         job.future = future
         future.add_done_callback(lambda done: self._finished.put((job, done)))
 
@@ -297,27 +330,23 @@ def beat() -> None:
         _beats[_slot] += 1
 
 
-def _start_worker(beats: Any, parent: int, memory: int) -> None:
+def _start_worker(beats: Any, memory: int) -> None:
     global _beats
     _beats = beats
     # Ctrl-C reaches the whole process group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with, args=(parent,), daemon=True).start()
-    # Imported while the parent is still listing sources.
-    import av  # noqa: F401
-
-    import spacepatch.jobs  # noqa: F401
-
+    threading.Thread(target=_die_with_parent, daemon=True).start()
     limit_itself(memory)
     give_back_large_blocks()
     # What is loaded now stays: the collections after each job need not look at it.
     gc.freeze()
 
 
-def _die_with(parent: int) -> None:
+def _die_with_parent() -> None:
     """A worker whose parent was killed must not decode on, or hang on, for nobody."""
-    while os.getppid() == parent:
-        time.sleep(1)
+    parent = parent_process()
+    assert parent is not None, "a worker is started by somebody"
+    parent.join()
     os._exit(1)
 
 

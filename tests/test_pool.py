@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import psutil
+from worker_processes import workers_of
 
 from spacepatch.workers import WorkerPool
 
@@ -17,8 +18,7 @@ def test_a_worker_that_dies_idle_costs_nothing() -> None:
     with pool:
         assert list(pool.map(math.sqrt, iter([("a", 4.0)]))) == [("a", 2.0)]
         for _ in range(2):
-            children = psutil.Process().children(recursive=True)
-            workers = [c for c in children if "spawn_main" in " ".join(c.cmdline())]
+            workers = workers_of(psutil.Process().pid)
             assert workers
             workers[0].kill()
             psutil.wait_procs(workers[:1], timeout=10)

@@ -18,6 +18,7 @@ import pyarrow.parquet as parquet
 import pytest
 from fuzz import session_of
 from test_crashes import busy_worker
+from worker_processes import workers_of
 
 from spacepatch.limits import WORKER_MEMORY
 from spacepatch.workers import Fault, WorkerPool
@@ -250,23 +251,14 @@ def test_no_process_and_no_zombie_is_left(scene: str, tmp_path: Path) -> None:
 
 
 def wait_for_end_of_workers(leader: int) -> None:
-    """Wait until workers came and went, as zombies too; multiprocessing's tracker stays."""
+    """Wait until workers came and went, as zombies too; what forks them stays."""
     deadline = time.monotonic() + 40
     seen = False
     while time.monotonic() < deadline:
-        workers = [p for p in psutil.Process(leader).children(recursive=True) if not is_tracker(p)]
+        workers = workers_of(leader)
         if seen and not workers:
             time.sleep(0.5)
             return
         seen = seen or bool(workers)
         time.sleep(0.05)
     raise AssertionError(f"workers are left: {workers}")
-
-
-def is_tracker(process: psutil.Process) -> bool:
-    try:
-        return "resource_tracker" in " ".join(process.cmdline())
-    except psutil.ZombieProcess:
-        return False
-    except psutil.NoSuchProcess:
-        return True

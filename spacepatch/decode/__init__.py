@@ -42,6 +42,7 @@ def decode_pictures(
     trust_input: bool = False,
     untagged: str = "bt601",
     decoder: str = "pyav",
+    keyframes: np.ndarray | None = None,
 ) -> Iterator[Picture]:
     """Yield the wanted pictures in order of presentation, in one pass, and stop after the last.
 
@@ -62,6 +63,8 @@ def decode_pictures(
             give pictures in their own colours.
         decoder: a word of `DECODERS`; Pillow reads the containers of `IMAGE_CONTAINERS` all the
             same.
+        keyframes: ``(k, 2)`` int64 index and time of keyframes, increasing, among them for each
+            wanted frame the last one that is not after it: where to jump to. None: unknown.
 
     Raises:
         Declined: before the first picture: `decord` or `torchcodec` must not or cannot read it.
@@ -81,6 +84,7 @@ def decode_pictures(
         max_pixels=max_pixels,
         trust_input=trust_input,
         untagged=untagged,
+        keyframes=keyframes,
     )
     name = choose_decoder(info, decoder)
     return decode_image(request) if name == "pillow" else DECODERS[name](request)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 import struct
@@ -32,6 +33,7 @@ def sane_ratio(ratio: Fraction | None) -> Fraction:
     return ratio
 
 
+@functools.lru_cache(maxsize=64)
 def display_size(
     coded_size: tuple[int, int], *, rotation: int, pixel_aspect_ratio: Fraction
 ) -> tuple[int, int]:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spacepatch.data import Picture, VideoInfo
 from spacepatch.decode.deinterlace import treat_interlaced
+from spacepatch.decode.legs import has_layers, legs_of, may_skip
 from spacepatch.decode.opening import open_container, raise_unless_damage
 from spacepatch.decode.orientation import display_size, orientation_of
 from spacepatch.decode.packets import COUNTED, NO_PTS, is_before_zero
@@ -23,99 +25,131 @@ if TYPE_CHECKING:
     from av.video.stream import VideoStream
 
 _ALPHA_DECODERS = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
-SEEK_AFTER_FRAMES = 500
-"""Frames before the first wanted one from which a jump to a keyframe pays."""
 SEEK_EARLIER_SECONDS = (0, 2, 10, 50)
 """How far before the wanted frame a jump aims, one after the other: a transport stream lands on any
 packet before it, and shows nothing until its next keyframe; an MP4 knows decoding times alone."""
 LEADING = -1
 """Number of a picture that refers to what is before the first keyframe: it is no frame."""
-TIMED_CONTAINERS = frozenset({"mov", "matroska", "asf", "mpegts"})
-"""Those that tell the time of every packet. Elsewhere (a program stream, a raw one) FFmpeg counts
-times from the start, and after a jump they can be a frame off. Of an FLV that was begun anew FFmpeg
-overlooks the new headers as it jumps."""
+
+
+class _AllNeeded(Exception):
+    """Pictures were skipped that a later one may need after all: it is of two fields, or damaged
+    (and shows then what the decoder has at hand)."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    """A source while it is decoded."""
+
+    container: InputContainer
+    stream: VideoStream
+    decoder: VideoCodecContext
+    request: Request
+    skips: bool
+    """Whether pictures that no sample and no other picture needs are left out."""
+
+    @property
+    def needs_neighbours(self) -> bool:
+        """To deinterlace a picture takes the one before it."""
+        return self.request.interlaced == "deinterlace" and not self.skips
+
+    @property
+    def is_numbered(self) -> bool:
+        return self.request.info.pts_repaired in COUNTED
 
 
 def decode(request: Request) -> Iterator[Picture]:
     """`spacepatch.decode.decode_pictures` by PyAV, in the pictures' own pixel format."""
-    for stretch in stretches(request.info, request.indices):
-        yield from _decode_stretch(request.of(stretch))
+    if may_skip(request.info):
+        last = -1
+        try:
+            for picture in _decode(request, skips=True):
+                last = picture.index
+                yield picture
+            return
+        except _AllNeeded:
+            request = request.of(slice(int(np.searchsorted(request.indices, last + 1)), None))
+    yield from _decode(request, skips=False)
 
 
-def stretches(info: VideoInfo, indices: np.ndarray) -> list[slice]:
-    """Wanted frames between which a jump to a keyframe pays: the clips of a long video lie in
-    shards all over, and each shard would decode all that is between its own."""
-    if not len(indices):
-        return []
-    if info.pts_repaired or info.container not in TIMED_CONTAINERS:
-        return [slice(None)]
-    gaps = np.flatnonzero(np.diff(indices) > SEEK_AFTER_FRAMES) + 1
-    return [slice(*pair) for pair in itertools.pairwise([0, *gaps.tolist(), len(indices)])]
-
-
-def _decode_stretch(request: Request) -> Iterator[Picture]:
-    """`decode` for frames that lie near each other, in a container of their own."""
+def _decode(request: Request, *, skips: bool) -> Iterator[Picture]:
+    """`decode`, leg after leg, in one container."""
+    from av.error import FFmpegError
     from av.video.stream import VideoStream
 
-    info, indices, pts = request.info, request.indices, request.pts
-    deinterlaces = request.interlaced == "deinterlace"
-    numbered = info.pts_repaired in COUNTED
-    far = int(indices[0]) >= SEEK_AFTER_FRAMES and not info.pts_repaired
-    far = far and info.container in TIMED_CONTAINERS
+    if not len(request.indices):
+        return
     with open_container(
         request.uri,
         offset=request.offset,
         num_bytes=request.num_bytes,
         max_pixels=request.max_pixels,
     ) as container:
-        stream = container.streams[info.stream_index]
+        stream = container.streams[request.info.stream_index]
         assert isinstance(stream, VideoStream)
-        decoder = _make_decoder(stream, info, request.max_pixels)
-        if numbered:
+        decoder = _make_decoder(stream, request.info, request.max_pixels)
+        skips = skips and not has_layers(request.info.codec, decoder.extradata)
+        opened = _Opened(container, stream, decoder, request, skips)
+        if opened.is_numbered:
             decoder.copy_opaque = True
-            starts = frozenset(part.first for part in info.parts[1:])
-            frames = _decode_all(
-                container,
-                stream,
-                decoder,
-                starts,
-                repaired=info.pts_repaired,
-                skip=info.num_before_key,
-            )
-            numbers = _by_order(frames, decoder)
+        for leg in legs_of(request, needs_neighbours=opened.needs_neighbours):
+            wanted = request.of(leg.wanted)
+            if leg.seek_to is None:
+                frames = _decode_all(opened, wanted.pts, skip=request.info.num_before_key)
+            else:
+                landed = _jump(opened, wanted.pts, leg.seek_to)
+                if landed is None:
+                    break
+                frames = landed
+            yield from _pictures(opened, frames, wanted)
         else:
-            # To deinterlace a picture takes the one before it.
-            before = int(pts[0]) - deinterlaces
-            starts = frozenset(part.first_pts for part in info.parts[1:])
-            seek_to = before if far else None
-            skip = info.num_before_key
-            frames = _frames(container, stream, decoder, starts, seek_to=seek_to, skip=skip)
-            numbers = _by_time(frames, repeated=info.pts_repaired == "repeated")
-        wanted = _mark_wanted(
-            numbers,
-            keys=indices if numbered else pts,
-            one_more=deinterlaces,
-            on_picture=request.on_picture,
+            return
+        # Every time the container landed after the target: from the start, then.
+        try:
+            container.seek(0, backward=True, any_frame=False)
+        except FFmpegError as error:
+            raise_unless_damage(error, DecodeError)
+            return
+        decoder.flush_buffers()
+        rest = request.of(slice(leg.wanted.start, None))
+        frames = _decode_all(opened, rest.pts, skip=request.info.num_before_key)
+        yield from _pictures(opened, frames, rest)
+
+
+def _pictures(opened: _Opened, frames: Iterator[Any], wanted: Request) -> Iterator[Picture]:
+    """The wanted ones of all that the decoder makes, upright in word and progressive in deed."""
+    info, pts = wanted.info, wanted.pts
+    if opened.is_numbered:
+        numbers = _by_order(frames, opened.decoder)
+    else:
+        numbers = _by_time(frames, repeated=info.pts_repaired == "repeated")
+    marked = _mark_wanted(
+        numbers,
+        keys=wanted.indices if opened.is_numbered else pts,
+        one_more=wanted.interlaced == "deinterlace",
+        on_picture=wanted.on_picture,
+        skips=opened.skips,
+    )
+    orientations: dict[int, tuple[int, bool]] = {}
+    for frame, (place, was_interlaced), is_corrupt in treat_interlaced(
+        marked, policy=wanted.interlaced
+    ):
+        # PyAV's side data and its frame hold each other until the garbage collector comes:
+        # looked at for each frame, it keeps hundreds of megabytes of pictures alive.
+        if frame.rotation not in orientations:
+            orientations[frame.rotation] = orientation_of(frame)
+        rotation, mirrored = orientations[frame.rotation]
+        index = int(wanted.indices[place])
+        _check_size(frame, info, index, rotation)
+        yield Picture(
+            frame=frame,
+            pts=int(pts[place]),
+            index=index,
+            rotation=rotation,
+            mirrored=mirrored,
+            is_corrupt=is_corrupt,
+            was_interlaced=was_interlaced,
         )
-        orientations: dict[int, tuple[int, bool]] = {}
-        for frame, (place, was_interlaced), is_corrupt in treat_interlaced(
-            wanted, policy=request.interlaced
-        ):
-            # PyAV's side data and its frame hold each other until the garbage collector comes:
-            # looked at for each frame, it keeps hundreds of megabytes of pictures alive.
-            if frame.rotation not in orientations:
-                orientations[frame.rotation] = orientation_of(frame)
-            rotation, mirrored = orientations[frame.rotation]
-            _check_size(frame, info, int(indices[place]), rotation)
-            yield Picture(
-                frame=frame,
-                pts=int(pts[place]),
-                index=int(indices[place]),
-                rotation=rotation,
-                mirrored=mirrored,
-                is_corrupt=is_corrupt,
-                was_interlaced=was_interlaced,
-            )
 
 
 def _by_order(
@@ -152,16 +186,22 @@ def _mark_wanted(
     keys: np.ndarray,
     one_more: bool,
     on_picture: Callable[[], None],
+    skips: bool,
 ) -> Iterator[tuple[Any, tuple[int, bool] | None]]:
     """Every frame up to the last wanted one, with its place in `keys` and whether it is interlaced.
 
     Args:
         one_more: give the frame after the last one too, where that is interlaced.
+
+    Raises:
+        _AllNeeded: a frame is interlaced or damaged, and `skips` is true.
     """
     place_of = {int(key): place for place, key in enumerate(keys)}
     stop_key = int(keys[-1])
     for frame, key in frames:
         on_picture()
+        if skips and (frame.interlaced_frame or frame.is_corrupt):
+            raise _AllNeeded
         place = None if key is None else place_of.pop(key, None)
         yield frame, None if place is None else (place, bool(frame.interlaced_frame))
         if key is not None and key >= stop_key:
@@ -202,42 +242,22 @@ def _make_decoder(stream: VideoStream, info: VideoInfo, max_pixels: int) -> Vide
     return decoder
 
 
-def _frames(
-    container: InputContainer,
-    stream: VideoStream,
-    decoder: VideoCodecContext,
-    starts: frozenset[int],
-    *,
-    seek_to: int | None,
-    skip: int,
-) -> Iterator[Any]:
-    """Every frame from the keyframe at or before `seek_to`, else from the start; see `_decode_all`.
-
-    A broken packet costs its own frame; the end of the file, however early, ends the frames.
-    """
+def _jump(opened: _Opened, pts: np.ndarray, seek_to: int) -> Iterator[Any] | None:
+    """Every frame from the keyframe at or before `seek_to`; None where no jump lands there."""
     from av.error import FFmpegError
 
-    if seek_to is not None:
-        assert stream.time_base is not None, "a demuxed stream has a time base"
-        for seconds in SEEK_EARLIER_SECONDS:
-            with suppress(FFmpegError):
-                target = seek_to - round(seconds / stream.time_base)
-                container.seek(target, stream=stream, backward=True)
-            decoder.flush_buffers()
-            frames = _decode_all(container, stream, decoder, starts)
-            head = next(frames, None)
-            if head is not None and _is_landing(head, seek_to):
-                yield head
-                yield from frames
-                return
-        # Every time the container landed after the target: from the start, then.
-        try:
-            container.seek(0, backward=True, any_frame=False)
-        except FFmpegError as error:
-            raise_unless_damage(error, DecodeError)
-            return
-        decoder.flush_buffers()
-    yield from _decode_all(container, stream, decoder, starts, skip=skip)
+    time_base = opened.stream.time_base
+    assert time_base is not None, "a demuxed stream has a time base"
+    for seconds in SEEK_EARLIER_SECONDS:
+        with suppress(FFmpegError):
+            target = seek_to - round(seconds / time_base)
+            opened.container.seek(target, stream=opened.stream, backward=True)
+        opened.decoder.flush_buffers()
+        frames = _decode_all(opened, pts)
+        head = next(frames, None)
+        if head is not None and _is_landing(head, seek_to):
+            return itertools.chain([head], frames)
+    return None
 
 
 def _is_landing(head: Any, seek_to: int) -> bool:
@@ -252,33 +272,29 @@ def _is_landing(head: Any, seek_to: int) -> bool:
     return whole and head.pts is not None and head.pts <= seek_to
 
 
-def _decode_all(
-    container: InputContainer,
-    stream: VideoStream,
-    decoder: VideoCodecContext,
-    starts: frozenset[int],
-    *,
-    repaired: str = "",
-    skip: int = 0,
-) -> Iterator[Any]:
+def _decode_all(opened: _Opened, pts: np.ndarray, *, skip: int = 0) -> Iterator[Any]:
     """Every frame from here on; counted ones carry the number that the probe gave the packet.
 
-    Where pictures are reordered, or made of two packets, nothing tells the place of one that
-    failed: counted frames end.
+    A broken packet costs its own frame; the end of the file, however early, ends the frames. Where
+    pictures are reordered, or made of two packets, nothing tells the place of one that failed:
+    counted frames end.
 
     Args:
-        repaired: `VideoInfo.pts_repaired`, where frames are `COUNTED`.
-        starts: numbers (or times) of the keyframes from which the size is another. Some decoders
-            drop what they hold back for reordering when the size changes, so it is fetched before.
+        pts: ``(n,)`` times of the wanted frames; of others, some are left out where `opened.skips`.
         skip: packets at the beginning that the decoder does not get: what it made of them would be
             counted, or have the time of a frame, or one after the last.
     """
     from av.error import FFmpegError
 
-    fields = repaired == "fields"
-    numbered = repaired in COUNTED and not fields
+    decoder, info = opened.decoder, opened.request.info
+    fields = info.pts_repaired == "fields"
+    numbered = opened.is_numbered and not fields
+    # Where the size is another from a keyframe on: some decoders drop what they hold back for
+    # reordering then, so it is fetched before.
+    starts = {part.first if opened.is_numbered else part.first_pts for part in info.parts[1:]}
+    gate = _Gate(decoder, pts) if opened.skips else None
     number, num_keys, key_pts = 0, 0, NO_PTS
-    packets = container.demux(stream)
+    packets = opened.container.demux(opened.stream)
     while True:
         try:
             packet = next(packets)
@@ -298,12 +314,14 @@ def _decode_all(
             if num_keys == 1 and packet.pts is not None:
                 key_pts = packet.pts
         if numbered and not packet.is_discard:
-            early = key_pts != NO_PTS and is_before_zero(packet, container.format.name)
+            early = key_pts != NO_PTS and is_before_zero(packet, opened.container.format.name)
             if num_keys == 1 and (early or (packet.pts is not None and packet.pts < key_pts)):
                 packet.opaque = LEADING
             else:
                 packet.opaque = number
                 number += 1
+        if gate is not None:
+            gate.pass_on(packet.pts)
         try:
             place = number - 1 if numbered else packet.pts
             if packet.is_keyframe and not fields and place in starts:
@@ -312,9 +330,27 @@ def _decode_all(
             yield from decoder.decode(packet)
         except FFmpegError as error:
             raise_unless_damage(error, DecodeError)
+            if opened.skips:
+                raise _AllNeeded from None
             if fields or (numbered and decoder.has_b_frames):
                 return
     try:
         yield from decoder.decode(None)
     except FFmpegError as error:
         raise_unless_damage(error, DecodeError)
+
+
+class _Gate:
+    """Tells a decoder which of its packets hold a picture that it may leave out."""
+
+    def __init__(self, decoder: VideoCodecContext, pts: np.ndarray) -> None:
+        """`pts`: times of the wanted frames."""
+        self._decoder, self._wanted = decoder, frozenset(pts.tolist())
+        self._is_open: bool | None = None
+
+    def pass_on(self, pts: int | None) -> None:
+        """Before the packet of this time; one without a time may be any."""
+        is_open = pts is None or pts in self._wanted
+        if is_open != self._is_open:
+            self._is_open = is_open
+            self._decoder.skip_frame = "DEFAULT" if is_open else "NONREF"

@@ -27,6 +27,9 @@ class Request:
     max_pixels: int
     trust_input: bool
     untagged: str
+    keyframes: np.ndarray | None = None
+    """(k, 2) int64: index and time of keyframes, increasing, of each wanted frame the last one that
+    is not after it among them; None: unknown."""
 
     def of(self, wanted: slice) -> Request:
         """The same for some of the frames."""

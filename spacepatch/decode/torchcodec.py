@@ -16,7 +16,7 @@ from spacepatch.decode.full_size import (
     make_reference,
     wrap_pictures,
 )
-from spacepatch.decode.pyav import stretches
+from spacepatch.decode.legs import stretches
 from spacepatch.decode.request import Request
 from spacepatch.errors import Declined
 

@@ -31,8 +31,12 @@ SMALL_TOKEN_BYTES = 64
 """From here up an index of its own is cheap beside the token (index auto)."""
 
 RUNS_PER_SHARD = 8
-"""A run of consecutive clips of one source is at most this part of a shard, so that a long video
-spreads over several."""
+"""From this part of a shard on, a run of consecutive clips of one source ends where that is cheap,
+so that a long video spreads over several shards."""
+LONGEST_RUN = 2
+"""And at this part of a shard at the latest."""
+MOST_DECODED_AGAIN = 1 / 16
+"""Of the frames of a run: what the next one, which begins at a keyframe, may decode once more."""
 
 
 Progress = Callable[[int, int], None]
@@ -231,7 +235,7 @@ def _make_tasks(
         content = f"{config.seed}\0{token_fingerprint}\0{source.source_id}\0{run[0].clip}"
         return source.split, hashlib.blake2b(content.encode(), digest_size=16).digest()
 
-    runs = sorted(cut_runs(clips, config, layout), key=order)
+    runs = sorted(cut_runs(clips, config, layout, decodes=True), key=order)
     return make_tasks(
         runs,
         config,
@@ -242,10 +246,17 @@ def _make_tasks(
     )
 
 
-def cut_runs(clips: Sequence[ClipSpec], config: RunConfig, layout: Layout) -> list[list[ClipSpec]]:
-    """Consecutive clips of one source, of which several make a shard."""
+def cut_runs(
+    clips: Sequence[ClipSpec], config: RunConfig, layout: Layout, *, decodes: bool
+) -> list[list[ClipSpec]]:
+    """Consecutive clips of one source, of which several make a shard.
+
+    Args:
+        decodes: whether frames are to be decoded for them, so that not every border is cheap.
+    """
     pack_bytes, capacity = _shard_room(clips, config, layout)
-    return list(_runs(clips, max(pack_bytes, capacity // RUNS_PER_SHARD), layout))
+    least, most = (max(pack_bytes, capacity // part) for part in (RUNS_PER_SHARD, LONGEST_RUN))
+    return list(_runs(clips, least, most if decodes else least, layout))
 
 
 def make_tasks(
@@ -310,16 +321,33 @@ def pixel_bytes(clip: ClipSpec, layout: Layout) -> int:
     return pixel_clip(clip, layout.pixel_tubelet).num_kept * layout.pixel_width
 
 
-def _runs(clips: Sequence[ClipSpec], most_bytes: int, layout: Layout) -> Iterator[list[ClipSpec]]:
-    """Consecutive clips of one source, of at most `most_bytes` unless one clip has more."""
+def _runs(
+    clips: Sequence[ClipSpec], least_bytes: int, most_bytes: int, layout: Layout
+) -> Iterator[list[ClipSpec]]:
+    """Consecutive clips of one source, cut beyond `least_bytes` where little has to be decoded
+    twice for it, and at `most_bytes` (unless one clip has more) in any case."""
     run: list[ClipSpec] = []
-    num_bytes = 0
+    num_bytes = last = 0
     for clip in clips:
         own = clip_bytes(clip, layout)
-        if run and (clip.source != run[0].source or num_bytes + own > most_bytes):
+        if run and (
+            clip.source != run[0].source
+            or num_bytes + own > most_bytes
+            or (
+                num_bytes + own > least_bytes
+                and _is_cheap(int(run[0].frame_indices[0]), last, clip)
+            )
+        ):
             yield run
-            run, num_bytes = [], 0
+            run, num_bytes, last = [], 0, 0
         run.append(clip)
         num_bytes += own
+        last = max(last, int(clip.frame_indices[-1]))
     if run:
         yield run
+
+
+def _is_cheap(first: int, last: int, clip: ClipSpec) -> bool:
+    """Whether a run of the frames [first, last] may end before `clip`."""
+    key = int(clip.keyframes[0, 0]) if len(clip.keyframes) else 0
+    return last + 1 - key <= MOST_DECODED_AGAIN * (last + 1 - first)

@@ -239,7 +239,7 @@ def _plan(before: Plan, config: RunConfig, stored: _Stored) -> Plan:
     if config.packer in NEEDS_SCIPY:
         versions["scipy"] = environment(packer=config.packer)["scipy"]
     tasks = make_tasks(
-        cut_runs(clips, config, layout),
+        cut_runs(clips, config, layout, decodes=False),
         config,
         before.sources,
         layout,

@@ -93,6 +93,17 @@ def hdr_of(frame: av.VideoFrame) -> str:
 
 def sort_format(pixels: av.VideoFormat) -> tuple[str, bool]:
     """Sort a pixel format: `yuv`, `gray` or `rgb`; whether it has alpha, as palettes may have."""
+    # Asked of each picture a few times, and PyAV makes an object of each component.
+    found = _sorted.get(pixels.name)
+    if found is None:
+        found = _sorted[pixels.name] = _sort(pixels)
+    return found
+
+
+_sorted: dict[str, tuple[str, bool]] = {}
+
+
+def _sort(pixels: av.VideoFormat) -> tuple[str, bool]:
     components = pixels.components
     has_alpha = pixels.has_palette or any(component.is_alpha for component in components)
     if pixels.is_rgb or pixels.has_palette or pixels.name.startswith("xyz"):

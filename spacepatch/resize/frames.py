@@ -160,6 +160,8 @@ def _unturned(picture: Picture, size: Pair) -> Pair:
 
 def _turn(picture: Picture, frame: np.ndarray) -> np.ndarray:
     """Make a frame upright: a view."""
+    if not picture.rotation and not picture.mirrored:
+        return frame
     frame = np.rot90(frame, -picture.rotation // 90)
     return frame[:, ::-1] if picture.mirrored else frame
 
@@ -191,7 +193,13 @@ def _make_rgb(
             # With 16 bits between, equal within 1 level, but where a full-range highlight rings
             # past white.
             frame = convert(frame, size, "yuv444p16le", flags, colour, colour.range)
-        rgb = view_plane(convert(frame, size, "rgb24", flags, colour, "pc"), channels=3)
+        if flags == PLAIN:
+            rgb = view_plane(convert(frame, size, "rgb24", flags, colour, "pc"), channels=3)
+        else:
+            # The same bits as rgb24, in half the time, and planes are cut in a third of theirs.
+            made = convert(frame, size, "gbrp", flags, colour, "pc")
+            planes = np.stack([view_plane(made, index)[..., 0] for index in (2, 0, 1)])
+            rgb = planes.transpose(1, 2, 0)
     return _with_alpha(rgb, np.uint8(255)) if rules.alpha else rgb
 
 

@@ -146,6 +146,8 @@ PLAN = {
     "frame_pts": "list<int64>",
     "frame_indices": "list<int32>",
     "sample_pts": "list<int64>",
+    "key_indices": "list<int32>",
+    "key_pts": "list<int64>",
     "sampled_fps": "string",
     "scaled": PAIR,
     "size": PAIR,
