@@ -3,6 +3,8 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 FUZZ ?= 10000
+BENCH ?= loader packs
+BENCH_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
@@ -35,10 +37,11 @@ fuzz: $(INSTALLED) ## tokenize 10,000 mutated videos (FUZZ=500 for fewer)
 soak: $(INSTALLED) ## see that memory stays as it is over 2,000 clips and over 3 hours
 	$(BIN)/python tests/soak.py
 
-# Both are run, and both are reported, when the first does not reach what is wanted of it.
-bench: $(INSTALLED) ## measure the loader and what packing gains (3 minutes)
-	@code=0; $(BIN)/python tests/bench_loader.py || code=$$?; \
-	$(BIN)/python tests/bench_packs.py && exit $$code
+# Every part is run, also after one that does not reach what is wanted of it.
+bench: $(INSTALLED) ## run the benchmarks (BENCH=loader for one, BENCH_ARGS="--rounds 3")
+	@code=0; for part in $(BENCH); do \
+		echo "== $$part"; $(BIN)/python -m tests.benchmarks.$$part $(BENCH_ARGS) || code=$$?; \
+	done; exit $$code
 
 check: $(INSTALLED) ## check format, lint and types
 	$(BIN)/python -m ruff format --check .

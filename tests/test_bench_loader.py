@@ -5,12 +5,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import bench_loader
 import numpy as np
 import pytest
 import torch
 
 from spacepatch.loader import PackDataset
+from tests.benchmarks import loader as bench_loader
 
 
 @pytest.fixture(scope="module")

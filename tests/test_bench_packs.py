@@ -6,11 +6,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-import bench_packs
 import pytest
 import torch
 
 from spacepatch.loader import PackDataset
+from tests.benchmarks import packs as bench_packs
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ from spacepatch.pooling import segment_mean
 from spacepatch.randomness import Draws
 from spacepatch.resize.sizes import fit_resolution
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "samples" / "train"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "samples" / "train"))
 from layers import Transformer, sines
 
 SIZES = ((480, 640), (640, 480), (500, 375), (333, 500), (427, 640), (500, 500), (720, 1280))
@@ -236,7 +236,7 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=16, help="of a batch")
     parser.add_argument("--rounds", type=int, default=3)
     options = parser.parse_args()
-    with tempfile.TemporaryDirectory(prefix="bench_packs-") as name:
+    with tempfile.TemporaryDirectory(prefix="packs-") as name:
         folder = Path(name)
         for patch, (pack_length, published) in PUBLISHED.items():
             shards = make_dataset(folder, num_images=options.images, patch=patch)

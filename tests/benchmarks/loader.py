@@ -263,7 +263,7 @@ def main() -> int:
     torch.set_num_threads(1)
     reached = []
     for tubelet_size in options.tubelet_sizes[: 1 if options.shards else None]:
-        with tempfile.TemporaryDirectory(prefix="bench_loader-", dir=parent) as folder:
+        with tempfile.TemporaryDirectory(prefix="loader-", dir=parent) as folder:
             shards = options.shards or make_dataset(
                 Path(folder),
                 num_bytes=options.megabytes * 10**6,
