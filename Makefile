@@ -3,7 +3,7 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 FUZZ ?= 10000
-BENCH ?= loader packs
+BENCH ?= packing loader packs speed growth table
 BENCH_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
