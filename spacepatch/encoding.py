@@ -14,6 +14,7 @@ import numpy as np
 from spacepatch.data import EncoderFacts
 from spacepatch.errors import EncodeError, SourceError
 from spacepatch.latents.encoders import EncoderSettings, LatentEncoder, load_asked
+from spacepatch.stages import stage
 from spacepatch.workers import beat
 
 T = TypeVar("T")
@@ -100,7 +101,8 @@ class ClipEncoder:
         """Begin to encode ``(T, H, W, 3)``; the result is `store` of what the encoder makes."""
 
         def run() -> T:
-            return store(self._encoder.encode(frames, seed=seed))
+            with stage("encode"):
+                return store(self._encoder.encode(frames, seed=seed))
 
         if self._thread is None:
             made: Future[T] = Future()
@@ -111,7 +113,7 @@ class ClipEncoder:
                 made.set_exception(error)
             return made
         while len(self._waiting) >= CLIPS_WAITING:
-            with beating():
+            with beating(), stage("wait"):
                 self._waiting.popleft().exception()
         begun = self._thread.submit(run)
         self._waiting.append(begun)

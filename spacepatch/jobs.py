@@ -19,6 +19,7 @@ from spacepatch.errors import Declined, DecodeError, SourceError
 from spacepatch.latentwriter import LatentWriter, pixel_clip
 from spacepatch.resize import colour_of, hdr_of, make_frame, place_frame
 from spacepatch.sources import content_id
+from spacepatch.stages import counted, stage, timed
 from spacepatch.tubelets import token_width
 from spacepatch.workers import Fault, beat
 
@@ -74,7 +75,8 @@ def run_job(job: Job) -> JobResult | Fault:
             except Exception as error:
                 error.add_note(f"source: {job.source.name}")
                 raise
-            results = tuple(writer.finish() for writer in writers)
+            with stage("tubelets"):
+                results = tuple(writer.finish() for writer in writers)
         del writers
     finally:
         window.close()
@@ -164,15 +166,17 @@ def _fill(job: Job, writers: list[ClipWriter]) -> dict[str, Any]:
         )
         pts = np.concatenate([clip.frame_pts for clip in job.clips])[first]
         takers = takers_of(writers)
-        for picture in _pictures(job, indices, pts, observed):
+        for picture in timed("decode", _pictures(job, indices, pts, observed)):
             _observe(job, picture, observed)
             if settings.hdr == "skip" and hdr_of(picture.frame):
                 message = "its pictures are HDR though its header is not, and hdr is skip"
                 raise DecodeError(message, reason="skipped_by_policy")
             frames: dict[Fit, np.ndarray] = {}
             for writer in takers.get(picture.index, ()):
-                frame = frame_of(settings, picture, writer.clip.fit, frames)
-                writer.add(picture, frame, observed["decoder"])
+                with stage("resize"):
+                    frame = frame_of(settings, picture, writer.clip.fit, frames)
+                with stage("tubelets"):
+                    writer.add(picture, frame, observed["decoder"])
     except SourceError as error:
         for writer in writers:
             writer.stop(error.reason, str(error))
@@ -231,7 +235,7 @@ def _pictures(
             pts=pts,
             offset=source.member_offset,
             num_bytes=source.num_bytes,
-            on_picture=beat,
+            on_picture=counted("decoded", beat),
             interlaced=settings.interlaced,
             max_pixels=settings.max_pixels,
             trust_input=settings.trust_input,

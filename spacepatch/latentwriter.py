@@ -13,6 +13,7 @@ from spacepatch.encoding import ClipEncoder, beating
 from spacepatch.errors import SourceError
 from spacepatch.framerules import PIXELS
 from spacepatch.latents.encoders import MAX_LATENT
+from spacepatch.stages import stage
 from spacepatch.token_dtypes import to_stored
 from spacepatch.tubelets import cut_tubelets
 
@@ -139,7 +140,7 @@ class LatentWriter(ClipWriter):
         )
         there = self._rows_there(grid_t)
         try:
-            with beating():
+            with beating(), stage("wait"):
                 stored, unsound = made.result()
         except SourceError as error:
             self._lose(error.reason, there, str(error))

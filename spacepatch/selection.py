@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from fractions import Fraction
 
@@ -31,7 +31,7 @@ def select_sources(
     """
     if sample is not None:
         count = parse_share("sample", sample, len(sources))
-        chosen = sorted(sources, key=lambda source: _draw(seed, "sample", source))[:count]
+        chosen = drawn_order(sources, seed)[:count]
         kept = {id(source) for source in chosen}
         sources = tuple(source for source in sources if id(source) in kept)
     if limit is not None:
@@ -42,6 +42,11 @@ def select_sources(
         names = [next(name for name in borders if draw < borders[name]) for draw in draws]
         sources = tuple(map(lambda source, name: replace(source, split=name), sources, names))
     return sources
+
+
+def drawn_order(sources: Sequence[Source], seed: int) -> list[Source]:
+    """The order that `--sample` takes sources in: drawn, and the same for the same seed."""
+    return sorted(sources, key=lambda source: _draw(seed, "sample", source))
 
 
 def parse_share(

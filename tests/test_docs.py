@@ -30,7 +30,7 @@ def test_the_page_of_settings_is_current() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    commands = "tokenize plan convert repack fit inspect verify preview doctor"
+    commands = "tokenize plan bench convert repack fit inspect verify preview doctor"
     for command in commands.split():
         assert f"spacepatch {command}" in readme
 
@@ -43,7 +43,7 @@ def test_every_flag_in_the_readme_exists() -> None:
             text=True,
             check=True,
         ).stdout
-        for command in ("tokenize", "plan", "repack", "fit", "verify", "preview")
+        for command in ("tokenize", "plan", "bench", "repack", "fit", "verify", "preview")
     )
     text = (ROOT / "README.md").read_text().replace("--index-url", "").replace("--help", "")
     for flag in sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))):

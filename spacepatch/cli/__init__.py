@@ -14,6 +14,7 @@ import typer
 
 from spacepatch import __version__
 from spacepatch.cli import (
+    bench,
     convert,
     doctor,
     fit,
@@ -40,7 +41,19 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
 )
-for module in (tokenize, plan, repack, convert, fit, probe, inspect, verify, preview, doctor):
+for module in (
+    tokenize,
+    plan,
+    bench,
+    repack,
+    convert,
+    fit,
+    probe,
+    inspect,
+    verify,
+    preview,
+    doctor,
+):
     name = module.__name__.rsplit(".", 1)[-1]
     app.command(name, epilog=module.EXAMPLE)(module.command)
 app.add_typer(presets.app, name="presets")

@@ -234,7 +234,7 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
             ]
         )
     header = "source shown resized seconds fps frames clips tokens lost".split()
-    _table(header, rows, right={3, 4, 5, 6, 7})
+    show_table(header, rows, right={3, 4, 5, 6, 7})
     if len(figures["sources"]) > SOURCES_SHOWN:
         typer.echo(f"... and {len(figures['sources']) - SOURCES_SHOWN} more sources (--json)")
     typer.echo("")
@@ -267,7 +267,7 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
         [name, entry["packs"], f"{entry['fill']:.2%}", "<- chosen" * (name == totals["packer"])]
         for name, entry in figures["packers"].items()
     ]
-    _table(["packer", "packs", "fill", ""], packers, right={1, 2})
+    show_table(["packer", "packs", "fill", ""], packers, right={1, 2})
     if figures["better_pack_lengths"]:
         near = ", ".join(
             f"{entry['pack_length']} ({entry['fill']:.2%})"
@@ -346,7 +346,7 @@ def _size(size: Sequence[int] | None) -> str:
     return f"{size[1]}x{size[0]}" if size else "-"
 
 
-def _table(header: list[str], rows: list[list[Any]], *, right: set[int]) -> None:
+def show_table(header: list[str], rows: list[list[Any]], *, right: set[int]) -> None:
     cells = [header, *[[printable(cell) for cell in row] for row in rows]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     for row in cells:

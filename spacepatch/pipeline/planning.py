@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -59,6 +59,18 @@ def plan_run(
     Raises:
         ConfigError: the settings fit no plan.
     """
+    found = _probe_each(listing.sources, config, pool, on_probed)
+    return plan_probed(config, listing, found, facts=facts)
+
+
+def plan_probed(
+    config: RunConfig,
+    listing: Listing,
+    found: Iterable[tuple[int, Probed]],
+    *,
+    facts: EncoderFacts | None = None,
+) -> Plan:
+    """The rest of `plan_run`, of what was found in each row of the sources, in any order."""
     prints = fingerprints_of(config, facts)
     sources: list[PlannedSource] = []
     losses: list[Loss] = [
@@ -66,10 +78,10 @@ def plan_run(
     ]
     clips: list[ClipSpec] = []
     made: dict[int, tuple[PlannedSource, list[ClipSpec], list[Loss]]] = {}
-    for row, found in _probe_each(listing.sources, config, pool, on_probed):
+    for row, probed in found:
         # At once, so that the frame tables of all sources are never in memory together.
         source = listing.sources[row]
-        made[row] = _plan_source(config, prints["token"], row, source, found, facts)
+        made[row] = _plan_source(config, prints["token"], row, source, probed, facts)
     for row in range(len(listing.sources)):
         planned, chosen, ruled_out = made.pop(row)
         sources.append(planned)
@@ -113,21 +125,23 @@ def _probe_each(
     sources: Sequence[Source], config: RunConfig, pool: WorkerPool, on_probed: Progress
 ) -> Iterator[tuple[int, Probed]]:
     """(row, result) of each source, in the order that they end in."""
-    jobs = (
-        ProbeJob(
-            source,
-            stream=config.stream or "",
-            max_pixels=config.max_pixels,
-            decode_all=config.on_error == "skip-video",
-        )
-        for source in sources
-    )
+    jobs = (probe_job(source, config) for source in sources)
     on_probed(0, len(sources))
     for done, (row, outcome) in enumerate(pool.map(probe_source, enumerate(jobs)), 1):
         if isinstance(outcome, Fault):
             outcome = Probed("", None, outcome.reason, outcome.message)
         yield row, outcome
         on_probed(done, len(sources))
+
+
+def probe_job(source: Source, config: RunConfig) -> ProbeJob:
+    """What a worker is told to probe."""
+    return ProbeJob(
+        source,
+        stream=config.stream or "",
+        max_pixels=config.max_pixels,
+        decode_all=config.on_error == "skip-video",
+    )
 
 
 def _plan_source(

@@ -19,6 +19,7 @@ from spacepatch.shards import (
     write_shard,
 )
 from spacepatch.shards.receipts import write_receipt
+from spacepatch.stages import stage
 from spacepatch.storage import remove
 
 
@@ -41,14 +42,16 @@ def publish_task(
             receipt has none.
     """
     layout = plan.layout
-    ordered = order_packs(plan, packs)
+    with stage("pack"):
+        ordered = order_packs(plan, packs)
     stem = shard_stem(plan.name, task.split, task.number)
     files: dict[str, dict[str, Any]] = {}
     checksums: list[int] = []
     if ordered:
-        files, checksums = write_shard(
-            folder, stem=stem, number=task.number, packs=ordered, layout=layout
-        )
+        with stage("write"):
+            files, checksums = write_shard(
+                folder, stem=stem, number=task.number, packs=ordered, layout=layout
+            )
     else:
         # A run that was killed before its receipt may have left a shard of an earlier attempt.
         remove([folder / f"{stem}.{ending}" for ending in SHARD_ENDINGS])
@@ -75,7 +78,8 @@ def publish_task(
         unbalanced=list(astuple(unbalanced)) if ordered and unbalanced is not None else None,
         **pixel_counts(ordered),
     )
-    write_receipt(folder, stem, receipt)
+    with stage("write"):
+        write_receipt(folder, stem, receipt)
     return receipt
 
 

@@ -26,6 +26,7 @@ from spacepatch.pipeline.publishing import publish_task
 from spacepatch.pipeline.segments import Made, clip_id, segment_of
 from spacepatch.shards import SegmentContent, read_receipt, receipt_path, shard_stem
 from spacepatch.shards.receipts import missing_files
+from spacepatch.stages import stage
 from spacepatch.storage import private_folder
 from spacepatch.workers import Fault, WorkerPool
 
@@ -86,7 +87,7 @@ def run_tasks(
         OSError: the output cannot be written; what is finished stays, and the run resumes.
     """
     waiting = deque(tasks)
-    opened: dict[int, _Running] = {}
+    opened: dict[int, Running] = {}
     jobs: deque[tuple[tuple[int, int], Job]] = deque()
     writing: deque[Future[TaskReport]] = deque()
     with ThreadPoolExecutor(1, thread_name_prefix="spacepatch-writer") as writer:
@@ -99,7 +100,7 @@ def run_tasks(
                     and pool.num_running < pool.workers
                     and len(opened) + len(writing) < TASKS_IN_MEMORY
                 ):
-                    running = _Running.of(plan, waiting.popleft(), folder, encoder)
+                    running = Running.of(plan, waiting.popleft(), folder, encoder)
                     opened[running.task.number] = running
                     jobs.extend(running.jobs)
                 while jobs and pool.has_room:
@@ -117,7 +118,7 @@ def run_tasks(
                 on_job(_report(plan, running, place))
                 if len(running.outcomes) == len(running.jobs):
                     del opened[number]
-                    writing.append(writer.submit(_write_task, plan, running, folder))
+                    writing.append(writer.submit(write_task, plan, running, folder))
                     writing[-1].add_done_callback(lambda _: pool.wake())
         finally:
             for running in opened.values():
@@ -137,7 +138,7 @@ class JobReport:
     """Nothing of its clips could be had."""
 
 
-def _report(plan: Plan, running: _Running, place: int) -> JobReport:
+def _report(plan: Plan, running: Running, place: int) -> JobReport:
     clips = [running.task.clips[clip] for clip in running.clips_of_job[place]]
     outcome = running.outcomes[place]
     tokens = 0
@@ -155,7 +156,7 @@ def _report(plan: Plan, running: _Running, place: int) -> JobReport:
 
 
 @dataclass(slots=True)
-class _Running:
+class Running:
     """A task whose jobs are under way."""
 
     task: Task
@@ -167,7 +168,7 @@ class _Running:
     outcomes: dict[int, JobResult | Fault] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan, task: Task, folder: Path, encoder: EncoderSettings | None) -> _Running:
+    def of(cls, plan: Plan, task: Task, folder: Path, encoder: EncoderSettings | None) -> Running:
         layout = plan.layout
         settings = token_settings(
             plan.settings,
@@ -212,11 +213,12 @@ def _cost(job: Job) -> int:
     return (frames + 1) * job.info.coded_size[0] * job.info.coded_size[1]
 
 
-def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
+def write_task(plan: Plan, running: Running, folder: Path) -> TaskReport:
     """Pack what was decoded, publish the shard and then its receipt."""
     task = running.task
-    made, losses, observed = _collect(plan, running)
-    contents, unbalanced = _contents(plan, made, running.arena)
+    with stage("pack"):
+        made, losses, observed = _collect(plan, running)
+        contents, unbalanced = _contents(plan, made, running.arena)
     receipt = publish_task(
         folder,
         plan,
@@ -238,7 +240,7 @@ def _write_task(plan: Plan, running: _Running, folder: Path) -> TaskReport:
 
 
 def _collect(
-    plan: Plan, running: _Running
+    plan: Plan, running: Running
 ) -> tuple[list[Made], list[Loss], dict[str, dict[str, Any]]]:
     """What the jobs made and lost, in plan order whatever the order they ended in."""
     made: dict[int, Made] = {}

@@ -83,15 +83,20 @@ def make_pool(config: RunConfig) -> WorkerPool:
     Raises:
         ConfigError: so many that the machine would only swap.
     """
+    workers = config.workers or available_cores()
+    check_workers(workers)
+    memory = parse_bytes(config.worker_memory)
+    return WorkerPool(workers=workers, timeout=config.timeout, worker_memory=memory)
+
+
+def check_workers(workers: int) -> None:
+    """Raise a ConfigError for so many that the machine would only swap."""
     cores = available_cores()
-    workers = config.workers or cores
     if workers > MOST_WORKERS_PER_CORE * cores:
         raise ConfigError(
             f"workers: {workers} are too many for {cores} cores; a worker keeps a core busy, "
             f"so give up to {MOST_WORKERS_PER_CORE * cores}, or leave it out"
         )
-    memory = parse_bytes(config.worker_memory)
-    return WorkerPool(workers=workers, timeout=config.timeout, worker_memory=memory)
 
 
 def tokenize(

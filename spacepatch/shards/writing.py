@@ -17,6 +17,7 @@ from crc32c import crc32c
 from spacepatch.data import ClipSpec
 from spacepatch.shards.tables import SEGMENTS, write_table
 from spacepatch.shards.version import FORMAT_VERSION
+from spacepatch.stages import stage, timed
 from spacepatch.storage import publish, publish_bytes
 from spacepatch.token_dtypes import storage_of
 from spacepatch.tubelets import token_width
@@ -166,15 +167,18 @@ def write_shard(
         for pack, contents in enumerate(packs):
             key = f"{stem}-{pack:06d}"
             checksum = 0
-            for place, (member, parts) in enumerate(_members(contents, layout, rows, number, pack)):
+            members = timed("pack", _members(contents, layout, rows, number, pack))
+            for place, (member, parts) in enumerate(members):
                 length = sum(len(part) for part in parts)
                 header = _header(f"{key}.{member}", length)
                 index[pack, place] = size + len(header), length
                 for part in (header, *parts, bytes(-length % BLOCK)):
                     file.write(part)
-                    digest.update(part)
-                for part in parts:
-                    checksum = crc32c(part, checksum)
+                    with stage("hash"):
+                        digest.update(part)
+                with stage("hash"):
+                    for part in parts:
+                        checksum = crc32c(part, checksum)
                 size += len(header) + length + -length % BLOCK
             checksums.append(checksum)
         end = bytes(2 * BLOCK)
@@ -212,7 +216,8 @@ def _members(
     described = []
     for place, content in enumerate(contents):
         row = content.row | {"shard": number, "pack": pack, "offset": offset}
-        row["tokens_crc32c"] = crc32c(_bytes_of(content.tokens))
+        with stage("hash"):
+            row["tokens_crc32c"] = crc32c(_bytes_of(content.tokens))
         row["extra"] = json.dumps(row["extra"], sort_keys=True, ensure_ascii=False)
         rows.append(row)
         table[place] = (offset, row["num_kept"], *row["grid_thw"], row["tubelet_size"],
