@@ -47,8 +47,6 @@ FEWEST_SECONDS = 0.05
 MOST_REPEATS = 3
 ALIKE = 0.03
 """Runs that differ by no more are equally fast."""
-CALIBRATING = 3
-"""Sources whose first clips tell how fast this machine is."""
 ROOM = 1.2
 """Of a folder, to the bytes of tokens that go there."""
 
@@ -150,6 +148,12 @@ def _start_all(pool: WorkerPool, folder: Path, job: Job | None = None) -> None:
             pass
 
 
+def _first_job(plan: Plan, encoder: EncoderSettings | None, folder: Path) -> Job:
+    running = Running.of(plan, plan.tasks[0], folder, encoder)
+    running.arena.close()
+    return running.jobs[0][1]
+
+
 # --- the sample --------------------------------------------------------------------------------
 
 
@@ -207,17 +211,17 @@ def _time_sample(
     lost: set[str] = set()
     losses: list[Loss] = []
     rows = list(by_source)
-    for start in range(0, len(rows), CALIBRATING):
-        first = [by_source[row][0] for row in rows[start : start + CALIBRATING]]
-        timed(first)  # what a process does once is no part of it
+    for row in rows:
+        # The first clip that decodes tells how fast this machine is.
+        first = by_source[row][:1]
+        _start_all(pool, folder, _first_job(plan_of(plan, first, config), encoded.settings, folder))
         _, times = timed(first)
         lost, losses = lost | times.lost, losses + times.losses
         if times.wanted:
             break
     else:
         raise _nothing(plan, losses)
-    there = [clip for clip in first if plan.sources[clip.source].source.source_id not in lost]
-    speed = sum(work_of(plan, clip) for clip in there) / (times.whole + times.floor)
+    speed = work_of(plan, first[0]) / (times.whole + times.floor)
     usable = [by_source[row] for row in rows if plan.sources[row].source.source_id not in lost]
     chosen = choose_clips(plan, usable, speed * seconds, most_workers)
     sample, times = timed(chosen)
@@ -263,9 +267,7 @@ def _time_workers(
     taken: list[float] = []
     with _pool(config, workers) as pool:
         first = plan_of(plan, plan.tasks[0].clips[:1], config)
-        running = Running.of(first, first.tasks[0], folder, encoder)
-        running.arena.close()
-        _start_all(pool, folder, running.jobs[0][1])
+        _start_all(pool, folder, _first_job(first, encoder, folder))
         while len(taken) < MOST_REPEATS and sum(taken) < seconds * FEWEST_SECONDS:
             with tempfile.TemporaryDirectory(dir=folder) as own:
                 written = write_plan(Path(own), plan)
