@@ -26,6 +26,7 @@ from spacepatch.latents.encoders import (
 from spacepatch.latents.exactness import T, compute, find_device
 from spacepatch.latents.posteriors import take_posterior
 from spacepatch.latents.tiling import TILED, turn_on_tiles
+from spacepatch.latents.transfer import to_device, to_host
 from spacepatch.latents.weight_files import read_weights
 
 BATCH = 8
@@ -147,11 +148,12 @@ class DiffusersEncoder:
     def encode(self, frames: np.ndarray, *, seed: tuple[object, ...] = ()) -> np.ndarray:
         """See `LatentEncoder.encode`."""
         check_frames(self, frames)
-        parts = self._compute(lambda: self._encode_clip(frames))
-        self._check_made(frames, parts[0])
-        if self._facts.output != "gaussian":
-            return parts[0]
-        return take_posterior(parts[0], parts[1], posterior=self._posterior, seed=seed)
+        made = self._compute(lambda: self._encode_clip(frames))
+        self._check_made(frames, made)
+        if self._posterior == "mean":
+            return made
+        mean, log_variance = np.split(made, 2, axis=-1)
+        return take_posterior(mean, log_variance, posterior=self._posterior, seed=seed)
 
     def decode(self, latents: np.ndarray) -> np.ndarray | None:
         """See `LatentEncoder.decode`. Of a mean and its variance, the mean."""
@@ -173,14 +175,15 @@ class DiffusersEncoder:
             "tile_sizes": self._tile_sizes,
         }
 
-    def _encode_clip(self, frames: np.ndarray) -> list[np.ndarray]:
+    def _encode_clip(self, frames: np.ndarray) -> np.ndarray:
         """As `_encode`, of all frames."""
+        moved = to_device(frames, self._device)
         if self._facts.is_video:
-            return self._encode(self._pixels(frames).transpose(0, 1)[None])
+            return to_host([self._encode(self._pixels(moved).transpose(0, 1)[None])])
         starts = range(0, len(frames), self._batch)
-        batches = (self._pixels(frames[start : start + self._batch]) for start in starts)
+        batches = (self._pixels(moved[start : start + self._batch]) for start in starts)
         made = [self._encode(_padded(some, self._batch)) for some in batches]
-        return [np.concatenate(part)[: len(frames)] for part in zip(*made, strict=True)]
+        return to_host(made, len(frames))
 
     def _decode_clip(self, latents: np.ndarray) -> np.ndarray:
         # Some decoders add noise. What they return is looked at, not stored: any seed will do.
@@ -203,17 +206,21 @@ class DiffusersEncoder:
         levels: torch.Tensor = made.float().add(1).mul(127.5).round().clamp(0, 255).to(torch.uint8)
         return levels.permute(0, 2, 3, 1).contiguous().cpu().numpy()
 
-    def _encode(self, pixels: torch.Tensor) -> list[np.ndarray]:
-        """Mean and log variance, each ``(T, H, W, C)`` float32; latents; or codes, int64."""
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """The mean, ``(T, H, W, C)`` float32, and, where the posterior takes it, the log variance
+        behind it, ``(T, H, W, 2 C)``; latents; or codes, int64."""
         if self._facts.output == "vectors":
             vectors = self._model.encode(pixels).latents.float()
             codes = self._model.quantize(vectors)[2][2]
-            return [codes.reshape(len(pixels), *vectors.shape[2:], 1).cpu().numpy()]
+            numbered: torch.Tensor = codes.reshape(len(pixels), *vectors.shape[2:], 1)
+            return numbered
         made = self._model.encode(pixels, return_dict=False)[0]
         if self._facts.output == "gaussian":
-            return [_from_channels(made.mean), _from_channels(made.logvar)]
+            if self._posterior == "mean":
+                return _from_channels(made.mean)
+            return torch.cat([_from_channels(made.mean), _from_channels(made.logvar)], -1)
         # AutoencoderKLCosmos wraps its latents in a distribution that has no variance.
-        return [_from_channels(made if isinstance(made, torch.Tensor) else made.mode())]
+        return _from_channels(made if isinstance(made, torch.Tensor) else made.mode())
 
     def _decode_images(self, latents: np.ndarray) -> torch.Tensor:
         if self.kind == "latents":
@@ -229,10 +236,9 @@ class DiffusersEncoder:
         made: torch.Tensor = self._model.decoder(deeper, spatial)
         return made[: len(latents)]
 
-    def _pixels(self, frames: np.ndarray) -> torch.Tensor:
+    def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
         """``(N, H, W, 3)`` uint8 to ``(N, 3, H, W)`` of -1 to 1, as VaeImageProcessor does."""
-        moved = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
-        scaled = moved.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255
+        scaled = frames.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255
         return (2 * scaled - 1).to(getattr(torch, self.dtype))
 
     def _latents(self, latents: np.ndarray) -> torch.Tensor:
@@ -262,7 +268,8 @@ class DiffusersEncoder:
 
     def _check_made(self, frames: np.ndarray, made: np.ndarray) -> None:
         height, width = frames.shape[1] // self.multiple[0], frames.shape[2] // self.multiple[1]
-        expected = (self.rule.num_latents(len(frames)), height, width, self._facts.channels)
+        channels = self._facts.channels * (2 if self._posterior != "mean" else 1)
+        expected = (self.rule.num_latents(len(frames)), height, width, channels)
         if made.shape != expected:
             raise EncodeError(
                 f"{self.name}: frames {frames.shape} became latents {made.shape}, must be "
@@ -352,8 +359,8 @@ def _padded(x: torch.Tensor, batch: int) -> torch.Tensor:
     return torch.cat([x, missing]) if len(missing) else x
 
 
-def _from_channels(x: torch.Tensor) -> np.ndarray:
+def _from_channels(x: torch.Tensor) -> torch.Tensor:
     """``(N, C, H, W)``, or ``(1, C, T, H, W)``, to ``(N, H, W, C)`` float32."""
     if x.ndim == 5:
         x = x[0].transpose(0, 1)
-    return x.float().permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    return x.float().permute(0, 2, 3, 1).contiguous()

@@ -23,6 +23,7 @@ from spacepatch.latents.encoders import (
 )
 from spacepatch.latents.exactness import compute, find_device
 from spacepatch.latents.script_settings import ScriptSettings, read_settings
+from spacepatch.latents.transfer import to_device
 
 BATCH = 8
 """Frames at once by default, of models of images."""
@@ -149,9 +150,11 @@ class ScriptedEncoder:
         return compute(run, name=self.name, device=self._device, batch=at_once)
 
     def _encode_clip(self, frames: np.ndarray) -> np.ndarray:
-        made = torch.cat([self._encode(some) for some in self._batches(self._pixels(frames))])
+        pixels = self._pixels(to_device(frames, self._device))
+        made = torch.cat([self._encode(some) for some in self._batches(pixels)])
         num = self.rule.num_latents(len(frames))
-        made = made[:num] if self._settings.input == "image" else made
+        # Once, before anything is asked of it.
+        made = (made[:num] if self._settings.input == "image" else made).cpu()
         rows, columns = frames.shape[1] // self.stride[1], frames.shape[2] // self.stride[2]
         expected = (num, rows, columns, self.channels)
         if tuple(made.shape) != expected:
@@ -159,7 +162,7 @@ class ScriptedEncoder:
                 f"{self.name}: frames {frames.shape} became {self.kind} {tuple(made.shape)}, must "
                 f"be {expected} by its TOML"
             )
-        return self._codes(made) if self.kind == "codes" else made.float().cpu().numpy()
+        return self._codes(made) if self.kind == "codes" else made.float().numpy()
 
     def _decode_clip(self, decoder: torch.nn.Module, latents: np.ndarray) -> np.ndarray:
         moved = torch.from_numpy(np.ascontiguousarray(latents)).to(self._device)
@@ -204,13 +207,12 @@ class ScriptedEncoder:
                 f"{self.name}: codes {low} .. {high}, must be 0 .. codebook_size - 1 = "
                 f"{(self.codebook_size or 0) - 1} by its TOML"
             )
-        return codes.cpu().numpy()
+        return codes.numpy()
 
-    def _pixels(self, frames: np.ndarray) -> torch.Tensor:
+    def _pixels(self, frames: torch.Tensor) -> torch.Tensor:
         """``(N, H, W, 3)`` uint8 to ``(N, 3, H, W)`` of the range in the TOML."""
         low, high = self._settings.pixels
-        moved = torch.from_numpy(np.ascontiguousarray(frames)).to(self._device)
-        scaled = moved.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255
+        scaled = frames.permute(0, 3, 1, 2).contiguous().to(torch.float32) / 255
         return (scaled * (high - low) + low).to(getattr(torch, self.dtype))
 
 

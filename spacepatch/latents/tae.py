@@ -20,6 +20,7 @@ from spacepatch.latents.encoders import (
 from spacepatch.latents.exactness import compute, find_device
 from spacepatch.latents.tiny_files import Parts, find_parts, read_parts
 from spacepatch.latents.tiny_networks import Mismatch, TinyNetwork
+from spacepatch.latents.transfer import to_device, to_host
 
 ENCODER = "conv block" + 3 * " halve block block block" + " conv"
 DECODER = "clamp conv relu" + 3 * " block block block double plain" + " block conv"
@@ -146,12 +147,12 @@ class TinyImageEncoder(TinyEncoder):
         self._how: Any = {"batch": self._batch, "device": device, "dtype": dtype}
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
-        num, height, width = len(frames), frames.shape[1] // STRIDE, frames.shape[2] // STRIDE
-        latents = np.empty((num, height, width, self.channels), np.float32)
-        for start in range(0, num, self._batch):
-            made = self._encoder(pixels_of(frames[start : start + self._batch], **self._how))
-            latents[start : start + self._batch] = from_channels(made)[: num - start]
-        return latents
+        moved, made = to_device(frames, self._device), []
+        for start in range(0, len(frames), self._batch):
+            some = moved[start : start + self._batch]
+            pixels = pixels_of(some, batch=self._batch, dtype=self.dtype)
+            made.append(from_channels(self._encoder(pixels)))
+        return to_host(made, len(frames))
 
     def _decode(self, decoder: TinyNetwork, latents: np.ndarray) -> np.ndarray:
         num, height, width, _ = latents.shape
@@ -187,9 +188,11 @@ def build_networks(
     return encoding, decoding
 
 
-def pixels_of(frames: np.ndarray, *, batch: int, device: torch.device, dtype: str) -> torch.Tensor:
+def pixels_of(frames: torch.Tensor, *, batch: int, dtype: str) -> torch.Tensor:
     """``(N, H, W, 3)`` uint8 to ``(batch, 3, H, W)`` of 0 to 1, as `to_channels`."""
-    levels = to_channels(frames, batch=batch, device=device, dtype="float32")
+    missing = frames.new_zeros((batch - len(frames), *frames.shape[1:]))
+    whole = torch.cat([frames, missing]) if len(missing) else frames
+    levels = whole.permute(0, 3, 1, 2).to(torch.float32)
     return levels.div_(255).to(getattr(torch, dtype))
 
 
@@ -203,9 +206,9 @@ def to_channels(array: np.ndarray, *, batch: int, device: torch.device, dtype: s
     return torch.from_numpy(whole).to(device).permute(0, 3, 1, 2).to(getattr(torch, dtype))
 
 
-def from_channels(x: torch.Tensor) -> np.ndarray:
+def from_channels(x: torch.Tensor) -> torch.Tensor:
     """``(N, C, H, W)`` to ``(N, H, W, C)`` float32."""
-    return x.float().permute(0, 2, 3, 1).cpu().numpy()
+    return x.float().permute(0, 2, 3, 1)
 
 
 def frames_of(x: torch.Tensor) -> np.ndarray:

@@ -24,6 +24,7 @@ from spacepatch.latents.tae import (
 )
 from spacepatch.latents.tiny_files import Parts
 from spacepatch.latents.tiny_networks import Memory, TinyNetwork
+from spacepatch.latents.transfer import to_device, to_host
 
 ENCODER = "conv relu" + 3 * " pool halve memory memory memory" + " conv"
 DECODER = "clamp conv relu" + 3 * " memory memory memory double grow plain" + " relu conv"
@@ -80,17 +81,16 @@ class TinyVideoEncoder(TinyEncoder):
 
     def _encode(self, frames: np.ndarray) -> np.ndarray:
         num, speed, batch = self.rule.num_latents(len(frames)), self.rule.step, self._batch
-        seen = np.concatenate([frames, np.repeat(frames[-1:], speed - 1, axis=0)])
-        _, height, width, _ = frames.shape
-        _, rows, columns = self.stride
-        latents = np.empty((num, height // rows, width // columns, self.channels), np.float32)
+        moved = to_device(frames, self._device)
+        seen = torch.cat([moved, moved[-1:].expand(speed - 1, -1, -1, -1)])
         memory: Memory = {}
+        parts = []
         for start in range(0, num, batch):
             some = seen[start * speed : (start + batch) * speed]
-            pixels = pixels_of(some, batch=batch * speed, device=self._device, dtype=self.dtype)
+            pixels = pixels_of(some, batch=batch * speed, dtype=self.dtype)
             made = self._encoder(F.pixel_unshuffle(pixels, self._patch), memory)
-            latents[start : start + batch] = from_channels(made)[: num - start]
-        return latents
+            parts.append(from_channels(made))
+        return to_host(parts, num)
 
     def _decode(self, decoder: TinyNetwork, latents: np.ndarray) -> np.ndarray:
         num, height, width, _ = latents.shape
