@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from glob import glob
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -131,7 +132,8 @@ def test_ctrl_c_removes_what_was_written(sample_clips: Path, tmp_path: Path) -> 
         text=True,
     )
     # A plan of the sample: the workers are at it.
-    while process.poll() is None and not list(tmp_path.rglob("plan.json")):
+    # Not `rglob`, which fails where a folder goes away before its eyes.
+    while process.poll() is None and not glob("**/plan.json", root_dir=tmp_path, recursive=True):
         time.sleep(0.01)
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate(timeout=60)
