@@ -56,7 +56,7 @@ def choose_clips(
 def plan_of(plan: Plan, clips: Sequence[ClipSpec], config: RunConfig) -> Plan:
     """A plan of some of the clips, its tasks made as of any plan."""
     tasks = make_tasks(
-        cut_runs(clips, config, plan.layout),
+        cut_runs(clips, config, plan.layout, decodes=True),
         config,
         plan.sources,
         plan.layout,
