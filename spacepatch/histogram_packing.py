@@ -7,11 +7,12 @@ so that the cost depends on the distinct lengths and not on the number of sequen
 
 from __future__ import annotations
 
-from collections import Counter, defaultdict, deque
+from collections import Counter, defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 from heapq import heappop, heappush
+from itertools import accumulate
 from math import gcd
 from typing import TypedDict
 
@@ -20,7 +21,16 @@ import numpy as np
 from spacepatch.column_generation import Counts, Strategy, generate_columns
 from spacepatch.errors import ConfigError
 from spacepatch.extras import needed
-from spacepatch.packing import PACKERS, Ints, Packer, count_packs
+from spacepatch.packing import (
+    PACKERS,
+    Ints,
+    Packer,
+    check_cap,
+    check_lengths,
+    count_packs,
+    cut_at,
+    stable_order,
+)
 
 Strategies = dict[Strategy, int]
 """How many packs are filled in each way. Every sequence of the histogram stands in one of them."""
@@ -238,15 +248,15 @@ def assign_sequences(lengths: Ints, strategies: Strategies) -> list[list[int]]:
     Returns:
         For each pack, in the order of the strategies, the indices into `lengths`.
     """
-    indices: defaultdict[int, deque[int]] = defaultdict(deque)
-    for index, length in enumerate(np.asarray(lengths).tolist()):
-        indices[length].append(index)
-    packs = []
-    for strategy, repeats in strategies.items():
-        for _ in range(repeats):
-            packs.append([indices[length].popleft() for length in strategy])
-    assert not any(indices.values())
-    return packs
+    sizes = [len(strategy) for strategy, repeats in strategies.items() for _ in range(repeats)]
+    listed = [length for strategy, repeats in strategies.items() for length in strategy * repeats]
+    wanted, values = np.array(listed, np.int64), np.asarray(lengths, np.int64)
+    # The k-th place for a length is that of the k-th sequence of it.
+    places, order = stable_order(wanted), stable_order(values)
+    assert np.array_equal(wanted[places], values[order])
+    indices = np.empty(values.size, np.int64)
+    indices[places] = order
+    return cut_at(indices.tolist(), [0, *accumulate(sizes)])
 
 
 def _packer_of(name: str) -> Packer:
@@ -257,12 +267,10 @@ def _packer_of(name: str) -> Packer:
         max_segments: int | None = None,
         window: int | None = None,
     ) -> list[list[int]]:
-        # The packers of `PACKERS` refuse what is no list of lengths, in words that name it.
-        PACKERS["next-fit"](lengths, pack_length=pack_length, max_segments=max_segments)
+        check_cap(max_segments, pack_length=pack_length)
+        values = check_lengths(lengths, most=pack_length)
         limits: Limits = {"pack_length": pack_length, "max_segments": max_segments}
-        return assign_sequences(
-            lengths, strategies_of(name, np.asarray(lengths, np.int64), **limits)
-        )
+        return assign_sequences(values, strategies_of(name, values, **limits))
 
     return pack
 

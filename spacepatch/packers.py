@@ -14,7 +14,7 @@ from spacepatch.histogram_packing import (
     matrix_size,
     strategies_of,
 )
-from spacepatch.packing import PACKERS, Packer, count_packs
+from spacepatch.packing import PACKERS, Packer, count_in_order, count_packs
 
 ALL_PACKERS: dict[str, Packer] = {**PACKERS, **SEQUENCE_PACKERS}
 """The words of `--packer`; each assigns whole sequences to packs."""
@@ -48,10 +48,8 @@ def num_packs(
             packer, lengths, pack_length=pack_length, max_segments=max_segments
         )
         return sum(strategies.values())
-    return len(
-        ALL_PACKERS[packer](
-            lengths, pack_length=pack_length, max_segments=max_segments, window=window
-        )
+    return count_in_order(
+        lengths, packer=packer, pack_length=pack_length, max_segments=max_segments, window=window
     )
 
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
-from collections.abc import Callable, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
 from heapq import heappop, heappush
 from itertools import pairwise
 from typing import Protocol
 
 import numpy as np
 
+from spacepatch.first_fit import place_first_fit
+from spacepatch.max_tree import MaxTree
+
 Ints = Sequence[int] | np.ndarray
 """``(n,)`` integers, such as the token counts of n sequences."""
-
-Piece = tuple[int, int, int]
-"""(item, start_row, stop_row): rows [start_row, stop_row) of an item."""
-
-CanCut = Callable[[int, int], bool] | None
-"""Called with (item, row): may a piece of the item stop before `row`? None: always."""
-
-Part = tuple[int, int]
-"""(tokens, -item), the rest of an item: sorted, the longest, and of those the first, is last."""
 
 
 class Packer(Protocol):
@@ -52,17 +46,8 @@ def pack_next_fit(
     lengths: Ints, *, pack_length: int, max_segments: int | None = None, window: int | None = None
 ) -> list[list[int]]:
     """Fill one pack after the other, in the order given; see `Packer`. `window` is ignored."""
-    cap = _check_cap(max_segments, pack_length=pack_length)
-    packs: list[list[int]] = []
-    free = slots = 0
-    for index, length in enumerate(_check_lengths(lengths, most=pack_length).tolist()):
-        if length > free or not slots:
-            packs.append([])
-            free, slots = pack_length, cap
-        packs[-1].append(index)
-        free -= length
-        slots -= 1
-    return packs
+    borders = _next_fit_borders(lengths, pack_length, max_segments)
+    return cut_at(list(range(borders[-1])), borders)
 
 
 def pack_first_fit(
@@ -74,35 +59,8 @@ def pack_first_fit(
     of all `lengths`. Where a pack must be opened and `window` packs are open (NaViT's buffer), the
     oldest of them is closed; None closes none. O(n log n).
     """
-    cap = _check_cap(max_segments, pack_length=pack_length)
-    values = _check_lengths(lengths, most=pack_length)
-    if window is not None and window < 1:
-        raise ValueError(f"window = {window}: must be at least 1")
-    shortest = values.min(initial=pack_length)
-    tree = _MaxTree(values.size)
-    packs: list[list[int]] = []
-    oldest = num_open = 0
-    for index, length in enumerate(values.tolist()):
-        pack = tree.first_at_least(length)
-        if pack is None:
-            if num_open == window:
-                # A leaf holds the room of an open pack, and 0 for any other.
-                while not tree.value(oldest):
-                    oldest += 1
-                tree.set(oldest, 0)
-                num_open -= 1
-            pack = len(packs)
-            packs.append([])
-            num_open += 1
-            free = pack_length - length
-        else:
-            free = tree.value(pack) - length
-        packs[pack].append(index)
-        if free < shortest or len(packs[pack]) == cap:
-            free = 0
-            num_open -= 1
-        tree.set(pack, free)
-    return packs
+    pack_of = np.array(_first_fit(lengths, pack_length, max_segments, window), np.int64)
+    return _gather(pack_of, np.arange(pack_of.size))
 
 
 def pack_first_fit_decreasing(
@@ -153,12 +111,31 @@ def count_packs(
             f"packer {packer!r}: only best-fit-decreasing and first-fit-decreasing can count packs "
             "from a histogram; the others depend on the order of the sequences, which it lacks"
         )
-    counts = _check_ints(histogram, name="histogram").tolist()
-    for length, count in enumerate(counts):
-        if count < 0 or (count and not 1 <= length <= pack_length):
-            raise ValueError(f"histogram[{length}] = {count}: not a count of 1..{pack_length}")
-    groups = [(length, count) for length, count in enumerate(counts) if count][::-1]
-    return _place_groups(packer, groups, pack_length, max_segments)[0]
+    counts = _check_ints(histogram, name="histogram")
+    used = np.flatnonzero(counts)
+    for length in used[(counts[used] < 0) | (used < 1) | (used > pack_length)]:
+        raise ValueError(f"histogram[{length}] = {counts[length]}: not a count of 1..{pack_length}")
+    groups = list(zip(used[::-1].tolist(), counts[used][::-1].tolist(), strict=True))
+    placed = _place_groups(packer, groups, pack_length, max_segments)
+    return max((start + size for start, size, _ in placed), default=0)
+
+
+def count_in_order(
+    lengths: Ints,
+    *,
+    pack_length: int,
+    packer: str,
+    max_segments: int | None = None,
+    window: int | None = None,
+) -> int:
+    """Count the packs of `next-fit` or `first-fit` without making them.
+
+    Args:
+        lengths, pack_length, max_segments, window: See `Packer`.
+    """
+    if packer == "next-fit":
+        return len(_next_fit_borders(lengths, pack_length, max_segments)) - 1
+    return max(_first_fit(lengths, pack_length, max_segments, window), default=-1) + 1
 
 
 def lower_bound(lengths_or_total: int | Ints, *, pack_length: int) -> int:
@@ -166,115 +143,14 @@ def lower_bound(lengths_or_total: int | Ints, *, pack_length: int) -> int:
     return -(-int(np.sum(lengths_or_total)) // pack_length)
 
 
-def pack_cut_to_fit(
-    lengths: Ints,
-    row_lengths: Ints,
-    *,
-    pack_length: int,
-    max_segments: int | None = None,
-    can_cut: CanCut = None,
-) -> list[list[Piece]]:
-    """Fill packs with clips that may be cut between grid rows, so that few tokens are padding.
-
-    A pack takes the longest item left, then again and again the longest that fits. The gap at its
-    end (or its last slot) takes the first rows of a longer item, whose others go on as an item.
-
-    * A gap of up to 1 % of the pack stays open, and no cut leaves less than that of an item
-      (but where an item longer than a pack has no other cut).
-    * Of the 100 longest items, the longest that closes the gap to within 1 % is cut, else the one
-      that leaves the least of it. Ties by index.
-    * Items longer than a pack come first. Nothing is cut once the rest fits one more pack whole.
-
-    So every pack but the last two lacks less than 1 % and one row (the longest of all), as far as
-    `can_cut` and `max_segments` allow it. A pack holds at most one piece of an item.
-
-    Args:
-        lengths: ``(n,)`` tokens of each item, a multiple of its row length; may exceed the pack.
-        row_lengths: ``(n,)`` tokens in one row (one step in t) of each item, in [1, pack_length].
-        max_segments: Most pieces in one pack.
-        can_cut: Where an item may be cut, see `CanCut`.
-
-    Returns:
-        For each pack its pieces, in order of placement. Every row of every item stands in exactly
-        one piece, and never in an earlier pack than the rows before it.
-    """
-    cap = _check_cap(max_segments, pack_length=pack_length)
-    values = _check_lengths(lengths)
-    rows = _check_lengths(row_lengths, most=pack_length, name="row_lengths").tolist()
-    if values.size != len(rows):
-        raise ValueError(f"{values.size} lengths, but {len(rows)} row_lengths")
-    for bad in np.flatnonzero(values % rows):
-        raise ValueError(f"lengths[{bad}] = {values[bad]}: no multiple of its rows, {rows[bad]}")
-    num_tokens = int(values.sum())
-    left = sorted((length, -item) for item, length in enumerate(values.tolist()))
-    next_rows = [0] * values.size
-    spare = pack_length // 100
-    packs: list[list[Piece]] = []
-    while left:
-        pack: list[Piece] = []
-        rests: list[Part] = []  # of the items cut for this pack, and not for it
-        free = pack_length
-        while left and len(pack) < cap:
-            index = bisect_left(left, (free + 1, -values.size)) - 1
-            tokens = left[index][0] if index >= 0 else 0
-            num_items = len(left) + len(rests)
-            # The last slot is for closing the gap too, unless slots are scarcer than tokens.
-            is_last = len(pack) == cap - 1 and num_tokens * cap > num_items * pack_length
-            gap = free - tokens if index < 0 or is_last else 0
-            if not pack and left[-1][0] > pack_length:
-                cut = _best_cut(left, free, spare, rows, next_rows, can_cut)
-                cut = cut or _best_cut(left, free, 0, rows, next_rows, can_cut)
-                if cut is None:
-                    tokens, item = left[-1][0], -left[-1][1]
-                    raise ValueError(f"item {item}: can_cut lets no piece of {tokens} tokens fit")
-                index, tokens = cut
-            elif gap > spare and (num_tokens > tokens + pack_length or num_items > cap + 1):
-                cut = _best_cut(left, free, spare, rows, next_rows, can_cut)
-                if cut and cut[1] > tokens:
-                    index, tokens = cut
-            if index < 0:
-                break
-            length, negative_item = left.pop(index)
-            item, start = -negative_item, next_rows[-negative_item]
-            next_rows[item] += tokens // rows[item]
-            pack.append((item, start, next_rows[item]))
-            free -= tokens
-            num_tokens -= tokens
-            if length > tokens:
-                rests.append((length - tokens, negative_item))
-        packs.append(pack)
-        for rest in rests:
-            insort(left, rest)
-    return packs
-
-
-def _best_cut(
-    left: list[Part], free: int, spare: int, rows: list[int], next_rows: list[int], can_cut: CanCut
-) -> tuple[int, int] | None:
-    """Return (index in `left`, tokens) of the cut that best fills `free` and leaves `spare`."""
-    best: tuple[int, int] | None = None
-    most_tokens = 0
-    for index in range(len(left) - 1, max(len(left) - 101, -1), -1):
-        length, item = left[index][0], -left[index][1]
-        if length <= free or free - most_tokens <= spare:
-            break
-        for num_rows in range(min(free, length - spare) // rows[item], 0, -1):
-            if num_rows * rows[item] <= most_tokens:
-                break
-            if can_cut is None or can_cut(item, next_rows[item] + num_rows):
-                most_tokens = num_rows * rows[item]
-                best = index, most_tokens
-    return best
-
-
 def _check_ints(values: Ints, *, name: str) -> np.ndarray:
     array = np.asarray(values)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
         raise ValueError(f"{name}: must be (n,) integers, got {array.dtype} {array.shape}")
-    return array.astype(np.int64)
+    return array.astype(np.int64, copy=False)
 
 
-def _check_lengths(lengths: Ints, most: int | None = None, name: str = "lengths") -> np.ndarray:
+def check_lengths(lengths: Ints, most: int | None = None, name: str = "lengths") -> np.ndarray:
     """Return ``(n,)`` int64; a length below 1 or above `most` is an error that names it."""
     array = _check_ints(lengths, name=name)
     bad = (array < 1) | (False if most is None else array > most)
@@ -285,7 +161,7 @@ def _check_lengths(lengths: Ints, most: int | None = None, name: str = "lengths"
     return array
 
 
-def _check_cap(max_segments: int | None, *, pack_length: int) -> int:
+def check_cap(max_segments: int | None, *, pack_length: int) -> int:
     """Return the most segments in a pack: a segment is a token or more, so None is no limit."""
     cap = pack_length if max_segments is None else max_segments
     if pack_length < 1 or cap < 1:
@@ -293,63 +169,51 @@ def _check_cap(max_segments: int | None, *, pack_length: int) -> int:
     return cap
 
 
-class _MaxTree:
-    """A max segment tree: finds the leftmost leaf with at least some value in O(log n)."""
+def _next_fit_borders(lengths: Ints, pack_length: int, max_segments: int | None) -> list[int]:
+    """Return the index that each pack begins with, and at the end the number of sequences."""
+    cap = check_cap(max_segments, pack_length=pack_length)
+    values = check_lengths(lengths, most=pack_length)
+    ends = np.cumsum(values)
+    # Where a pack would end that begins with each of them.
+    stops = np.searchsorted(ends, ends - values + pack_length, side="right")
+    next_of = np.minimum(stops, np.arange(values.size) + cap).tolist()
+    borders = [0]
+    while borders[-1] < values.size:
+        borders.append(next_of[borders[-1]])
+    return borders
 
-    def __init__(self, num_leaves: int) -> None:
-        self._size = 1 << max(num_leaves - 1, 0).bit_length()
-        # Node i has the children 2i and 2i + 1; the leaves are the last `_size` nodes. Zeroed
-        # memory costs nothing until touched; a memoryview gives items faster than numpy does.
-        self._nodes = np.zeros(2 * self._size, np.int64).data
 
-    def value(self, leaf: int) -> int:
-        return int(self._nodes[self._size + leaf])
-
-    def set(self, leaf: int, value: int) -> None:
-        nodes = self._nodes
-        node = self._size + leaf
-        nodes[node] = value
-        while node > 1:
-            sibling = nodes[node ^ 1]
-            if sibling > value:  # max() would make first-fit a third slower
-                value = sibling
-            node >>= 1
-            if nodes[node] == value:
-                break
-            nodes[node] = value
-
-    def first_at_least(self, value: int) -> int | None:
-        nodes = self._nodes
-        if nodes[1] < value:
-            return None
-        node = 1
-        while node < self._size:
-            node *= 2
-            if nodes[node] < value:
-                node += 1
-        return node - self._size
+def _first_fit(
+    lengths: Ints, pack_length: int, max_segments: int | None, window: int | None
+) -> list[int]:
+    """Return the pack of each sequence, see `pack_first_fit`."""
+    cap = check_cap(max_segments, pack_length=pack_length)
+    values = check_lengths(lengths, most=pack_length)
+    if window is not None and window < 1:
+        raise ValueError(f"window = {window}: must be at least 1")
+    return place_first_fit(values, pack_length=pack_length, cap=cap, window=window)
 
 
 def _place_groups(
     packer: str, groups: list[tuple[int, int]], pack_length: int, max_segments: int | None
-) -> tuple[int, list[tuple[int, int, int]]]:
+) -> Iterator[tuple[int, int, int]]:
     """Place sequences, given as (length, count), longest first, as `packer` does one by one.
 
     Sequences of one length fill equal packs alike, so this works on runs of neighbouring packs
     with equal room and slots: they are few, however many sequences there are.
 
-    Returns:
-        The number of packs, and in order of placement (start, num_packs, per_pack): the next
-        num_packs * per_pack sequences go to packs [start, start + num_packs), pack after pack.
+    Yields:
+        In order of placement (start, num_packs, per_pack): the next num_packs * per_pack sequences
+        go to packs [start, start + num_packs), pack after pack.
     """
-    cap = _check_cap(max_segments, pack_length=pack_length)
+    cap = check_cap(max_segments, pack_length=pack_length)
     best_fit = packer == "best-fit-decreasing"
     # A run lies, with value `free`, at leaf `free` for best-fit and at leaf `start` for first-fit:
     # the leftmost leaf that is at least a length is the run that the packer wants.
-    tree = _MaxTree(pack_length + 1 if best_fit else sum(count for _, count in groups))
+    num_leaves = pack_length + 1 if best_fit else sum(count for _, count in groups)
+    tree = MaxTree(num_leaves, nodes=defaultdict(int))
     runs: dict[int, list[tuple[int, int, int, int]]] = {}
     num_packs = 0
-    placements = []
     for length, count in groups:
         while count:
             leaf = tree.first_at_least(length)
@@ -360,6 +224,7 @@ def _place_groups(
             else:
                 slots, start, size, free = heappop(runs[leaf])
                 if not runs[leaf]:
+                    del runs[leaf]
                     tree.set(leaf, 0)
             # The pack wanted first is wanted until it takes no more of this length, so packs are
             # filled one after the other: some to the end, then perhaps one in part, others not.
@@ -370,7 +235,7 @@ def _place_groups(
             num_none = size - num_full - num_part
             for num, each in ((num_full, per_pack), (num_part, rest), (num_none, 0)):
                 if num:
-                    placements.append((start, num, each))
+                    yield start, num, each
                     if slots > each and free > each * length:
                         run = (slots - each, start, num, free - each * length)
                         leaf = run[3] if best_fit else start
@@ -378,22 +243,42 @@ def _place_groups(
                         tree.set(leaf, run[3])
                     count -= num * each
                     start += num
-    return num_packs, placements
 
 
 def _pack_decreasing(
     packer: str, lengths: Ints, pack_length: int, max_segments: int | None
 ) -> list[list[int]]:
     # Longest first; ties by index, so that equal inputs always pack alike.
-    negative = -_check_lengths(lengths, most=pack_length)
-    order = np.argsort(negative, kind="stable")
-    distinct, counts = np.unique(negative, return_counts=True)
-    groups = list(zip((-distinct).tolist(), counts.tolist(), strict=True))
-    num_packs, placements = _place_groups(packer, groups, pack_length, max_segments)
+    values = check_lengths(lengths, most=pack_length)
+    order = stable_order(pack_length - values)
+    ordered = values[order]
+    first = np.flatnonzero(np.diff(ordered, prepend=0))
+    counts = np.diff(first, append=order.size)
+    groups = list(zip(ordered[first].tolist(), counts.tolist(), strict=True))
+    placements = list(_place_groups(packer, groups, pack_length, max_segments))
     start, size, per_pack = np.array(placements, np.int64).reshape(-1, 3).T
     num_placed = size * per_pack
     rank = np.arange(order.size) - np.repeat(np.cumsum(num_placed) - num_placed, num_placed)
     pack_of = np.repeat(start, num_placed) + rank // np.repeat(per_pack, num_placed)
-    indices = order[np.argsort(pack_of, kind="stable")].tolist()
-    borders = np.cumsum(np.bincount(pack_of, minlength=num_packs)).tolist()
-    return [indices[begin:end] for begin, end in pairwise([0, *borders])]
+    return _gather(pack_of, order)
+
+
+def _gather(pack_of: np.ndarray, order: np.ndarray) -> list[list[int]]:
+    """Return the indices in each pack: those of `order`, which go to the packs `pack_of`."""
+    indices = order[stable_order(pack_of)].tolist()
+    return cut_at(indices, [0, *np.cumsum(np.bincount(pack_of)).tolist()])
+
+
+def cut_at(indices: list[int], borders: list[int]) -> list[list[int]]:
+    """Cut a list at [0, ..., its length]."""
+    return [indices[begin:end] for begin, end in pairwise(borders)]
+
+
+def stable_order(values: np.ndarray) -> np.ndarray:
+    """``np.argsort(values, kind="stable")`` of ints from 0 up, in linear time."""
+    order = np.arange(values.size)
+    # numpy has a radix sort, but for 16 bits.
+    for shift in range(0, int(values.max(initial=0)).bit_length(), 16):
+        digits = (values[order] >> shift & 0xFFFF).astype(np.uint16)
+        order = order[np.argsort(digits, kind="stable")]
+    return order

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 from untimed import untimed
 
-from spacepatch.packing import Piece, pack_cut_to_fit
+from spacepatch.cutting import Piece, pack_cut_to_fit
 
 Items = list[tuple[int, int]]
 
@@ -40,6 +42,82 @@ def assert_rows_stand_once_in_order(packs: list[list[Piece]], items: Items) -> N
             assert start == next_row[item] < stop
             next_row[item] = stop
     assert next_row == [num_rows for num_rows, _ in items]
+
+
+def cut_slowly(
+    items: Items, pack_length: int, cap: int, can_cut: Callable[[int, int], bool]
+) -> list[list[Piece]]:
+    """The rules of `pack_cut_to_fit`, over a list that is sorted for every piece."""
+    left = [(item, 0) for item in range(len(items))]
+    spare, packs = pack_length // 100, []
+
+    def tokens_of(part: tuple[int, int]) -> int:
+        item, start = part
+        return (items[item][0] - start) * items[item][1]
+
+    def best_cut(free: int, spare: int) -> tuple[tuple[int, int], int] | None:
+        best = None, 0
+        for part in left[:100]:
+            if tokens_of(part) <= free or free - best[1] <= spare:
+                break
+            item, start = part
+            for rows in range(1, tokens_of(part) // items[item][1]):
+                tokens = rows * items[item][1]
+                fits = tokens <= free and tokens_of(part) - tokens >= spare
+                if fits and tokens > best[1] and can_cut(item, start + rows):
+                    best = part, tokens
+        return best if best[1] else None
+
+    while left:
+        pack: list[Piece] = []
+        rests: list[tuple[int, int]] = []
+        free = pack_length
+        while len(pack) < cap:
+            left.sort(key=lambda part: (-tokens_of(part), part))
+            total = sum(map(tokens_of, left + rests))
+            whole = next((part for part in left if tokens_of(part) <= free), None)
+            tokens = tokens_of(whole) if whole else 0
+            num_left = len(left) + len(rests)
+            is_scarce = total * cap <= num_left * pack_length
+            is_last_pack = total - tokens <= pack_length and num_left <= cap + 1
+            closes = not whole or (len(pack) == cap - 1 and not is_scarce)
+            if left and not pack and tokens_of(left[0]) > pack_length:
+                whole, tokens = best_cut(free, spare) or best_cut(free, 0)
+            elif closes and free - tokens > spare and not is_last_pack:
+                cut = best_cut(free, spare)
+                whole, tokens = cut if cut and cut[1] > tokens else (whole, tokens)
+            if whole is None:
+                break
+            left.remove(whole)
+            item, start = whole
+            stop = start + tokens // items[item][1]
+            pack.append((item, start, stop))
+            if stop < items[item][0]:
+                rests.append((item, stop))
+            free -= tokens
+        packs.append(pack)
+        left += rests
+    return packs
+
+
+@untimed
+@given(clips=clips(), every=st.integers(1, 3), max_segments=st.none() | st.integers(1, 5))
+def test_cut_to_fit_does_what_its_brute_force_does(clips, every, max_segments):
+    items, pack_length = clips
+    items = [item for item in items if every * item[1] <= pack_length]
+
+    def can_cut(item: int, row: int) -> bool:
+        return (item + row) % every == 0
+
+    packs = cut_to_fit(items, pack_length, max_segments=max_segments, can_cut=can_cut)
+    assert packs == cut_slowly(items, pack_length, max_segments or pack_length, can_cut)
+
+
+@pytest.mark.parametrize("rows", [(30,), (7, 30), tuple(range(3, 40))])
+def test_many_clips_of_few_or_many_rows_are_cut_as_by_brute_force(rows):
+    draw = np.random.default_rng(len(rows))
+    items = [(int(draw.integers(1, 30)), int(draw.choice(rows))) for _ in range(150)]
+    assert cut_to_fit(items, 500) == cut_slowly(items, 500, 500, lambda item, row: True)
 
 
 @untimed

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tracemalloc
 from bisect import bisect_left, insort
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from untimed import untimed
 
-from spacepatch.packing import PACKERS, count_packs, lower_bound
+from spacepatch.packing import PACKERS, count_in_order, count_packs, lower_bound
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
 
@@ -86,6 +87,16 @@ def test_first_fit_with_a_window_does_what_its_brute_force_does(packing, window)
         lengths, pack_length=pack_length, max_segments=max_segments, window=window
     )
     assert packs == pack_slowly("first-fit", lengths, pack_length, max_segments, window)
+
+
+@pytest.mark.parametrize("packer", ["first-fit", "best-fit-decreasing"])
+@pytest.mark.parametrize("max_segments", [None, 3])
+def test_many_sequences_of_which_few_are_long_are_packed_as_by_brute_force(packer, max_segments):
+    # So many packs are open, and so many lengths are small, that all that first-fit sets aside is.
+    draw = np.random.default_rng(6)
+    lengths = np.where(draw.random(400) < 0.1, draw.integers(1, 9, 400), draw.integers(20, 90, 400))
+    packs = PACKERS[packer](lengths, pack_length=100, max_segments=max_segments)
+    assert packs == pack_slowly(packer, lengths.tolist(), 100, max_segments)
 
 
 @untimed
@@ -194,6 +205,34 @@ def test_a_histogram_gives_the_packs_of_its_sequences(packer, packing):
     histogram = np.bincount(np.array(lengths, np.int64), minlength=1)
     packs = PACKERS[packer](lengths, **limits)
     assert count_packs(histogram, packer=packer, **limits) == len(packs)
+
+
+@pytest.mark.parametrize("packer", ["next-fit", "first-fit"])
+@pytest.mark.parametrize("window", [None, 2])
+@untimed
+@given(packing=packings())
+def test_packers_that_go_by_order_count_the_packs_that_they_make(packer, window, packing):
+    lengths, pack_length, max_segments = packing
+    limits = {"pack_length": pack_length, "max_segments": max_segments, "window": window}
+    packs = PACKERS[packer](lengths, **limits)
+    assert count_in_order(lengths, packer=packer, **limits) == len(packs)
+
+
+@pytest.mark.parametrize("packer", DECREASING)
+def test_counting_takes_memory_for_the_distinct_lengths_alone(packer):
+    def peak(times: int) -> tuple[int, int]:
+        # By hand: 7 with 3, 6 with 4, and the 2s left by fives.
+        histogram = np.array([0, 0, 5, 1, 1, 0, 1, 1]) * times
+        tracemalloc.start()
+        num_packs = count_packs(histogram, pack_length=10, packer=packer)
+        _, most = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        return num_packs, most
+
+    few, most_of_few = peak(1000)
+    many, most_of_many = peak(10**12)
+    assert (few, many) == (3000, 3 * 10**12)
+    assert most_of_many < 2 * most_of_few < 100_000
 
 
 @pytest.mark.parametrize("packer", ["next-fit", "first-fit", "worst-fit"])

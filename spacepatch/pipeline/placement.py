@@ -10,9 +10,10 @@ import numpy as np
 
 from spacepatch.balancing import Spread, attention_costs, balance_packs
 from spacepatch.config import RunConfig
+from spacepatch.cutting import pack_cut_to_fit
 from spacepatch.data import ClipSpec
 from spacepatch.packers import ALL_PACKERS, NEEDS_SCIPY, check_least_squares, num_packs
-from spacepatch.packing import lower_bound, pack_cut_to_fit
+from spacepatch.packing import lower_bound
 from spacepatch.shards import Layout
 
 Piece = tuple[int, int, int | None]
