@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,6 +13,11 @@ from spacepatch.decode.opening import MAX_PIXELS
 from spacepatch.errors import ProbeError, SourceError
 from spacepatch.sources import content_id
 from spacepatch.workers import beat
+
+MOST_IN_BATCH, BATCH_BYTES = 16, 8_000_000
+"""Sources that a worker probes in one go, and their bytes: some 50 ms of work."""
+BATCHES_PER_WORKER = 4
+"""At least, before sources share one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +49,34 @@ def probe_source(job: ProbeJob) -> Probed:
     except Exception as error:
         error.add_note(f"source: {job.source.name}")
         raise
+
+
+def probe_batch(jobs: Sequence[ProbeJob]) -> list[Probed]:
+    """`probe_source` of several small sources: the way to a worker and back costs a part of one."""
+    found = []
+    for job in jobs:
+        beat()
+        found.append(probe_source(job))
+    return found
+
+
+def cut_into_batches(jobs: Sequence[ProbeJob], *, workers: int) -> Iterator[list[int]]:
+    """Places in `jobs` of those that go to a worker together: small ones, in order.
+
+    Where there are few, each goes by itself, so that all workers have some.
+    """
+    most = min(MOST_IN_BATCH, max(1, len(jobs) // (workers * BATCHES_PER_WORKER)))
+    batch: list[int] = []
+    num_bytes = 0
+    for place, job in enumerate(jobs):
+        own = BATCH_BYTES if job.decode_all else job.source.num_bytes
+        if batch and (len(batch) == most or num_bytes + own > BATCH_BYTES):
+            yield batch
+            batch, num_bytes = [], 0
+        batch.append(place)
+        num_bytes += own
+    if batch:
+        yield batch
 
 
 def _probe(job: ProbeJob) -> Probed:

@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,10 @@ from fuzz import session_of
 from test_crashes import busy_worker
 from worker_processes import workers_of
 
+from spacepatch.config import RunConfig
 from spacepatch.limits import WORKER_MEMORY
+from spacepatch.pipeline.planning import probe_sources
+from spacepatch.sources import list_sources
 from spacepatch.workers import Fault, WorkerPool
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="limits and /proc are Linux's")
@@ -31,6 +35,19 @@ def ask(function: Any, argument: Any, **settings: Any) -> Any:
     with WorkerPool(workers=1, timeout=60, **settings) as pool:
         ((_, outcome),) = pool.map(function, iter([("key", argument)]))
     return outcome
+
+
+def test_a_probe_that_hangs_costs_none_of_those_that_share_its_way_to_a_worker(
+    sample_clips: Path, tmp_path: Path
+) -> None:
+    (listed,) = list_sources([str(sample_clips / "square_320x320.mp4")]).sources
+    os.mkfifo(tmp_path / "fifo.mp4")  # put in the place of a file after it was listed
+    hanging = replace(listed, uri=str(tmp_path / "fifo.mp4"))
+    sources = [*[listed] * 20, hanging, *[listed] * 20]
+    with WorkerPool(workers=1, timeout=1) as pool:
+        found = probe_sources(sources, RunConfig(), pool)
+    assert [place for place, probed in enumerate(found) if probed.info is None] == [20]
+    assert found[20].reason == "timeout"
 
 
 # --- limits ------------------------------------------------------------------------------------

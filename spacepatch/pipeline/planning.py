@@ -20,7 +20,7 @@ from spacepatch.pipeline.choosing import choose_source, source_loss
 from spacepatch.pipeline.encoders import pixel_tubelet_of
 from spacepatch.pipeline.placement import Lengths, Placement, cut_into_tasks
 from spacepatch.pipeline.planfile import Plan, PlannedSource, inputs_fingerprint
-from spacepatch.probes import Probed, ProbeJob, probe_source, slim
+from spacepatch.probes import Probed, ProbeJob, cut_into_batches, probe_batch, slim
 from spacepatch.shards import Layout
 from spacepatch.sources import Listing
 from spacepatch.token_dtypes import code_dtype
@@ -125,13 +125,24 @@ def _probe_each(
     sources: Sequence[Source], config: RunConfig, pool: WorkerPool, on_probed: Progress
 ) -> Iterator[tuple[int, Probed]]:
     """(row, result) of each source, in the order that they end in."""
-    jobs = (probe_job(source, config) for source in sources)
-    on_probed(0, len(sources))
-    for done, (row, outcome) in enumerate(pool.map(probe_source, enumerate(jobs)), 1):
-        if isinstance(outcome, Fault):
-            outcome = Probed("", None, outcome.reason, outcome.message)
-        yield row, outcome
-        on_probed(done, len(sources))
+    jobs = [probe_job(source, config) for source in sources]
+    on_probed(0, len(jobs))
+    done = 0
+    batches = list(cut_into_batches(jobs, workers=pool.workers))
+    while batches:
+        alone: list[list[int]] = []
+        asked = ((rows, [jobs[row] for row in rows]) for rows in batches)
+        for rows, outcome in pool.map(probe_batch, asked):
+            if isinstance(outcome, Fault) and len(rows) > 1:
+                # One of them crashed or hangs: each goes by itself, so that it costs no other.
+                alone += [[row] for row in rows]
+                continue
+            if isinstance(outcome, Fault):
+                outcome = [Probed("", None, outcome.reason, outcome.message)]
+            done += len(rows)
+            yield from zip(rows, outcome, strict=True)
+            on_probed(done, len(jobs))
+        batches = alone
 
 
 def probe_job(source: Source, config: RunConfig) -> ProbeJob:
