@@ -151,6 +151,8 @@ def open_container(
             "codec_whitelist": CODEC_WHITELIST,
             "max_pixels": str(max_pixels),
             "max_streams": str(MAX_STREAMS),
+            # Nobody looks at the picture that it decodes for what the headers do not say.
+            "skip_loop_filter": "all",
             # What it reads for that is bounded by itself: 5 MB, and 90 s of the video at most.
         }
         # Where the bytes leave no choice, what FFmpeg would take them for does not count.
