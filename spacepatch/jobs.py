@@ -64,6 +64,8 @@ def run_job(job: Job) -> JobResult | Fault:
         for offset, clip in zip(job.offsets, job.clips, strict=True)
     )
     window = ArenaSlice(job.arena, offset=first, num_bytes=end - first)
+    if job.settings.static_threshold is None:
+        window.enter_pages()
     try:
 
         def memory(n: int, start: int, count: int, width: int, dtype: str) -> np.ndarray:

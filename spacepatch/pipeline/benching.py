@@ -7,11 +7,12 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
+from spacepatch.arena import Arenas
 from spacepatch.config import RunConfig
 from spacepatch.data import ClipSpec, Loss
 from spacepatch.errors import ConfigError, SpacepatchError
@@ -149,9 +150,10 @@ def _start_all(pool: WorkerPool, folder: Path, job: Job | None = None) -> None:
 
 
 def _first_job(plan: Plan, encoder: EncoderSettings | None, folder: Path) -> Job:
-    running = Running.of(plan, plan.tasks[0], folder, encoder)
-    running.arena.close()
-    return running.jobs[0][1]
+    with closing(Arenas(folder)) as arenas:
+        running = Running.of(plan, plan.tasks[0], arenas, encoder)
+        arenas.give_back(running.arena)
+        return running.jobs[0][1]
 
 
 # --- the sample --------------------------------------------------------------------------------

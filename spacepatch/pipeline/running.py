@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from spacepatch.arena import Arena
+from spacepatch.arena import Arena, Arenas
 from spacepatch.balancing import Spread
 from spacepatch.clipwriter import ClipLoss
 from spacepatch.data import Loss, Task, TaskReport
@@ -90,7 +91,11 @@ def run_tasks(
     opened: dict[int, Running] = {}
     jobs: deque[tuple[tuple[int, int], Job]] = deque()
     writing: deque[Future[TaskReport]] = deque()
-    with ThreadPoolExecutor(1, thread_name_prefix="spacepatch-writer") as writer:
+    arenas = Arenas(private_folder(folder))
+    with (
+        closing(arenas),
+        ThreadPoolExecutor(1, thread_name_prefix="spacepatch-writer") as writer,
+    ):
         try:
             while waiting or opened or writing:
                 # The next arena is begun only when a worker would be idle without it.
@@ -100,7 +105,7 @@ def run_tasks(
                     and pool.num_running < pool.workers
                     and len(opened) + len(writing) < TASKS_IN_MEMORY
                 ):
-                    running = Running.of(plan, waiting.popleft(), folder, encoder)
+                    running = Running.of(plan, waiting.popleft(), arenas, encoder)
                     opened[running.task.number] = running
                     jobs.extend(running.jobs)
                 while jobs and pool.has_room:
@@ -160,6 +165,8 @@ class Running:
     """A task whose jobs are under way."""
 
     task: Task
+    arenas: Arenas
+    """Where its arena is from."""
     arena: Arena
     offsets: list[int]
     """Of each clip of the task: its first byte in the arena."""
@@ -168,7 +175,7 @@ class Running:
     outcomes: dict[int, JobResult | Fault] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan, task: Task, folder: Path, encoder: EncoderSettings | None) -> Running:
+    def of(cls, plan: Plan, task: Task, arenas: Arenas, encoder: EncoderSettings | None) -> Running:
         layout = plan.layout
         settings = token_settings(
             plan.settings,
@@ -179,7 +186,7 @@ class Running:
         )
         sizes = [-(-arena_bytes(settings, clip) // ALIGNMENT) * ALIGNMENT for clip in task.clips]
         offsets = [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
-        arena = Arena(offsets[-1], folder=private_folder(folder))
+        arena = arenas.take(offsets[-1])
         by_source: dict[int, list[int]] = {}
         for place, clip in enumerate(task.clips):
             by_source.setdefault(clip.source, []).append(place)
@@ -202,7 +209,7 @@ class Running:
             jobs.append(((task.number, number), job))
         # Longest first, so that no worker is left alone with a long video at the end.
         jobs.sort(key=lambda item: (-_cost(item[1]), item[0]))
-        return cls(task, arena, offsets, jobs, clips_of_job)
+        return cls(task, arenas, arena, offsets, jobs, clips_of_job)
 
 
 def _cost(job: Job) -> int:
@@ -229,7 +236,7 @@ def write_task(plan: Plan, running: Running, folder: Path) -> TaskReport:
         unbalanced=unbalanced,
     )
     del contents
-    running.arena.close()
+    running.arenas.give_back(running.arena)
     return TaskReport(
         number=task.number,
         num_packs=receipt.packs,

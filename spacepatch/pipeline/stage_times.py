@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from spacepatch.arena import Arenas
 from spacepatch.config import RunConfig
 from spacepatch.data import Loss
 from spacepatch.jobs import Job
@@ -18,6 +19,7 @@ from spacepatch.pipeline.planning import probe_job
 from spacepatch.pipeline.running import Running, write_task
 from spacepatch.pipeline.timed_jobs import JobTimes, TimedJob, run_timed
 from spacepatch.stages import OTHER, looking
+from spacepatch.storage import private_folder
 from spacepatch.workers import Fault, WorkerPool
 
 STAGES = ("probe", "decode", "resize", "encode", "wait", "tubelets", "pack", "hash", "write", OTHER)
@@ -104,8 +106,9 @@ def time_stages(
     """
     times = StageTimes()
     plan = write_plan(folder, plan)
+    arenas = Arenas(private_folder(folder))
     for task in plan.tasks:
-        running = Running.of(plan, task, folder, encoder)
+        running = Running.of(plan, task, arenas, encoder)
         jobs = dict(running.jobs)
         asked = (
             (key, TimedJob(job, probe_job(job.source, config), floor_first=number % 2 == 0))
@@ -125,6 +128,7 @@ def time_stages(
         times.add(watch.seconds)
         times.tokens += report.num_tokens
         times.losses += report.losses
+    arenas.close()
     return times
 
 
