@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left, insort
 from collections import defaultdict
 from collections.abc import Sequence
 
@@ -60,3 +61,21 @@ class MaxTree:
             if nodes[node] < value:
                 node += 1
         return node - size
+
+
+class OwnLeaves:
+    """A `MaxTree` whose leaf i holds i or 0, as a sorted list: quicker, where few are not 0."""
+
+    def __init__(self) -> None:
+        self._leaves: list[int] = []
+
+    def set(self, leaf: int, value: int) -> None:
+        """Set a leaf to what it does not hold."""
+        if value:
+            insort(self._leaves, leaf)
+        else:
+            del self._leaves[bisect_left(self._leaves, leaf)]
+
+    def first_at_least(self, value: int) -> int | None:
+        place = bisect_left(self._leaves, value)
+        return self._leaves[place] if place < len(self._leaves) else None

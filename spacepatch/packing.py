@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from spacepatch.first_fit import place_first_fit
-from spacepatch.max_tree import MaxTree
+from spacepatch.max_tree import MaxTree, OwnLeaves
 
 Ints = Sequence[int] | np.ndarray
 """``(n,)`` integers, such as the token counts of n sequences."""
@@ -210,8 +210,8 @@ def _place_groups(
     best_fit = packer == "best-fit-decreasing"
     # A run lies, with value `free`, at leaf `free` for best-fit and at leaf `start` for first-fit:
     # the leftmost leaf that is at least a length is the run that the packer wants.
-    num_leaves = pack_length + 1 if best_fit else sum(count for _, count in groups)
-    tree = MaxTree(num_leaves, nodes=defaultdict(int))
+    num_leaves = sum(count for _, count in groups)
+    tree = OwnLeaves() if best_fit else MaxTree(num_leaves, nodes=defaultdict(int))
     runs: dict[int, list[tuple[int, int, int, int]]] = {}
     num_packs = 0
     for length, count in groups:
@@ -239,8 +239,10 @@ def _place_groups(
                     if slots > each and free > each * length:
                         run = (slots - each, start, num, free - each * length)
                         leaf = run[3] if best_fit else start
-                        heappush(runs.setdefault(leaf, []), run)
-                        tree.set(leaf, run[3])
+                        if leaf not in runs:
+                            tree.set(leaf, run[3])
+                            runs[leaf] = []
+                        heappush(runs[leaf], run)
                     count -= num * each
                     start += num
 
