@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 
 from spacepatch.bounds import LowerBound, bound_packs
-from spacepatch.data import Task
 from spacepatch.packers import ALL_PACKERS, NEEDS_SCIPY
 from spacepatch.packing import count_packs
 from spacepatch.pipeline.encoded import encoder_of_receipt
@@ -47,9 +46,10 @@ def forecast(plan: Plan, *, thorough: bool = False) -> dict[str, Any]:
     chosen = "cut-to-fit" if plan.placement.cut_to_fit else plan.placement.packer
     names = [name for name in ALL_PACKERS if name not in NEEDS_SCIPY or name == chosen]
     names += ["cut-to-fit"] if _can_cut(plan) else []
+    lengths = [Lengths.of(task.clips, plan.layout) for task in plan.tasks]
     for name in names:
         placement = _placement(plan, name)
-        packs = sum(_count(task, plan, placement) for task in plan.tasks)
+        packs = sum(sum(placement.count(own).values()) for own in lengths)
         packers[name] = {"packs": packs, "fill": _fill(tokens, packs, length)}
     packs = packers[chosen]["packs"]
     fill = packers[chosen]["fill"]
@@ -123,10 +123,6 @@ def _placement(plan: Plan, name: str) -> Placement:
         return replace(plan.placement, cut_to_fit=True, packer=packer, window=None, balance=None)
     window = plan.placement.window if name == "first-fit" else None
     return replace(plan.placement, cut_to_fit=False, packer=name, window=window)
-
-
-def _count(task: Task, plan: Plan, placement: Placement) -> int:
-    return sum(placement.count(Lengths.of(task.clips, plan.layout)).values())
 
 
 def _all_lengths(plan: Plan) -> Lengths:

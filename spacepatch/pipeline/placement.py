@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -48,6 +49,10 @@ class Lengths:
             np.concatenate([part.widths for part in parts]),
         )
 
+    def between(self, first: int, last: int) -> Lengths:
+        """Of clips [first, last), without a copy."""
+        return Lengths(self.tokens[first:last], self.cells[first:last], self.widths[first:last])
+
     def histograms(self) -> dict[int, dict[int, int]]:
         """By width, how many there are of each number of tokens."""
         found = {}
@@ -58,6 +63,8 @@ class Lengths:
 
     def by_width(self) -> list[tuple[int, np.ndarray]]:
         """(width, items of that width), the widest first."""
+        if (self.widths == self.widths[:1]).all():
+            return [(int(width), np.arange(self.widths.size)) for width in self.widths[:1]]
         widths = np.unique(self.widths)[::-1]
         return [(int(width), np.flatnonzero(self.widths == width)) for width in widths]
 
@@ -194,6 +201,8 @@ def cut_into_tasks(
     Returns:
         [first, last) runs of each task.
     """
+    if not runs:
+        return []
     # Borders are tried by the dozen. The packs of slow packers are near those of this one; those of
     # optimal are no more.
     trial = placement
@@ -208,21 +217,28 @@ def cut_into_tasks(
         )
         return room, sum(counts.values()) == placement.lower_bound(lengths)
 
+    # A run is a slice of these: joined anew for each border that is tried, the runs of a task of
+    # many would cost more than to pack them.
+    everything = Lengths.join(runs)
+    starts = np.cumsum([0, *(run.tokens.size for run in runs)])
+    widths, which = np.unique(everything.widths, return_inverse=True)
+    bytes_of = np.array([token_bytes(width) for width in widths.tolist()], np.int64)
+    num_bytes = np.concatenate([[0], np.cumsum(everything.tokens * bytes_of[which])])[starts]
+
+    def lengths_of(first: int, last: int) -> Lengths:
+        return everything.between(starts[first], starts[last])
+
     tasks: list[tuple[int, int]] = []
-    totals = [_bytes_of(lengths, token_bytes) for lengths in runs]
     first = 0
     while first < len(runs):
-        last, content = first, 0
-        while last < len(totals) and content + totals[last] <= capacity:
-            content += totals[last]
-            last += 1
+        last = int(np.searchsorted(num_bytes, num_bytes[first] + capacity, side="right")) - 1
         last = max(last, first + 1)
 
+        @cache
         def packed(border: int, first: int = first) -> tuple[int, int, bool]:
             """As of `room_of`, and in between the bytes in the packs."""
-            lengths = Lengths.join(runs[first:border])
-            room, is_least = room_of(lengths, trial)
-            return room, _bytes_of(lengths, token_bytes), is_least
+            room, is_least = room_of(lengths_of(first, border), trial)
+            return room, int(num_bytes[border] - num_bytes[first]), is_least
 
         # The furthest border that fits, near enough: packs grow with the runs.
         low, high = first + 1, last
@@ -238,7 +254,7 @@ def cut_into_tasks(
             if room > capacity:
                 continue
             fill = content / room if room else 1.0
-            if border == len(totals) and is_least:
+            if border == len(runs) and is_least:
                 best = border
                 break
             if fill > best_fill:
@@ -248,18 +264,12 @@ def cut_into_tasks(
         while (
             placement.packer == "nnlshp"
             and best > first + 1
-            and room_of(Lengths.join(runs[first:best]), placement)[0] > capacity
+            and room_of(lengths_of(first, best), placement)[0] > capacity
         ):
             best = max(first + 1, best - max(1, (best - first) // 16))
         tasks.append((first, best))
         first = best
     return tasks
-
-
-def _bytes_of(lengths: Lengths, token_bytes: Callable[[int], int]) -> int:
-    return sum(
-        int(lengths.tokens[items].sum()) * token_bytes(width) for width, items in lengths.by_width()
-    )
 
 
 BORDERS_LOOKED_AT = 16
