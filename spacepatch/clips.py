@@ -92,7 +92,9 @@ def choose_clips(
                 key = view.number, clip.start_pts, clip.stop_pts
                 number_of_view = view.number + seen[key] * len(drawn)
                 seen[key] += 1
-                clips.append(replace(clip, clip=len(clips), view=number_of_view))
+                if clips or number_of_view:  # a clip is made as clip 0 of view 0
+                    clip = replace(clip, clip=len(clips), view=number_of_view)
+                clips.append(clip)
         clips[base:] = _name_shared(clips[base:], len(drawn))
     if not clips and not losses:
         losses.append(ClipLoss("too_short", 0, "the range holds no frame"))
@@ -109,7 +111,7 @@ def _name_shared(clips: list[ClipSpec], num_views: int) -> list[ClipSpec]:
             return clip.clip
         return first[max(bisect_right(starts, clip.start_pts) - 1, 0)].clip
 
-    return [replace(clip, view_of=shared(clip)) for clip in clips]
+    return [replace(clip, view_of=of) if (of := shared(clip)) else clip for clip in clips]
 
 
 def _choose_in(
@@ -160,6 +162,9 @@ def _choose_in(
 
 def _cut_by_size(info: VideoInfo, window: Window) -> Iterator[tuple[int, Window]]:
     """Cut a window where the size changes, into (which part of the stream, samples of it)."""
+    if len(info.parts) == 1:
+        yield 0, window
+        return
     starts = np.array([part.first for part in info.parts])
     indices = window.samples.indices[window.first : window.last]
     parts = np.searchsorted(starts, indices, side="right") - 1

@@ -7,6 +7,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from fractions import Fraction
+from functools import lru_cache
 
 from spacepatch.randomness import Draws
 
@@ -39,6 +40,8 @@ class Choice:
         return max(self.values)
 
     def draw(self, draws: Draws) -> Fraction:
+        if len(self.values) == 1:
+            return self.values[0]
         return self.values[draws.integer(len(self.values))]
 
 
@@ -114,6 +117,7 @@ Distribution = Choice | Uniform | TruncNormal | Beta
 `str()`, one spelling for all that mean the same."""
 
 
+@lru_cache(maxsize=64)
 def parse_distribution(text: str) -> Distribution:
     """``8``, ``2,4,8``, ``uniform:LO..HI``, ``truncnormal:MU,SIGMA:LO..HI[:area]`` or
     ``beta:MEAN,MAX``, where numbers are not negative (MU may be) and look like ``8``, ``29.97``

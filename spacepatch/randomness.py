@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import sys
+from functools import cached_property
 from statistics import NormalDist
 
 import numpy as np
@@ -26,10 +27,15 @@ class Draws:
     """
 
     def __init__(self, *key: object) -> None:
-        content = "\0".join(map(str, key)).encode()
+        self._key = key
+
+    @cached_property
+    def _philox(self) -> np.random.Philox:
+        # When it is first drawn from: most settings draw nothing, and a plan asks for every clip.
+        content = "\0".join(map(str, self._key)).encode()
         digest = hashlib.blake2b(content, digest_size=16).digest()
         # Philox 4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", 2011).
-        self._philox = np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64))
+        return np.random.Philox(key=np.frombuffer(digest, "<u8").astype(np.uint64))
 
     def uniform(self) -> float:
         """A multiple of 2**-53 in [0, 1)."""

@@ -28,7 +28,7 @@ class View:
     share: Fraction
     """Of the picture's area that is cropped; 1: all of it."""
     place: tuple[float, float]
-    """Where the crop lies, (down, right), each in [0, 1)."""
+    """Where the crop lies, (down, right), each in [0, 1); of no account where there is none."""
     drop: Drawn | None
 
 
@@ -67,14 +67,17 @@ class ViewRules:
             # A stream for each purpose, so that one setting does not shift what another draws.
             return Draws(*key, number, purpose)
 
-        place = number if self.each_patch else draws("patch").integer(len(self.patches))
-        tubelet_size, height, width = self.patches[place]
-        size_value, share = self.size_value, Fraction(1)
+        patch = number if self.each_patch else 0
+        if len(self.patches) > 1 and not self.each_patch:
+            patch = draws("patch").integer(len(self.patches))
+        tubelet_size, height, width = self.patches[patch]
+        size_value, share, place = self.size_value, Fraction(1), (0.0, 0.0)
         if isinstance(size_value, Distribution):
             size_value = size_value.draw(draws("resolution"))
         if self.share is not None:
             share = self.share.draw(draws("crop"))
-        down, right = (float(value) for value in draws("place").uniforms(2))
+            down, right = (float(value) for value in draws("place").uniforms(2))
+            place = down, right
         return View(
             number=number,
             value=self.value.draw(draws("fps")),
@@ -83,7 +86,7 @@ class ViewRules:
             patch_size=(height, width),
             size_value=size_value,
             share=share,
-            place=(down, right),
+            place=place,
             drop=self.drop.draw(draws("drop")) if self.drop is not None else None,
         )
 

@@ -101,7 +101,7 @@ def test_another_seed_draws_others_and_so_does_each_source_window_and_view(
         ("fps", "4", {"value"}),
         ("resolution", "64", {"size_value"}),
         ("patch", "2x16x16", {"tubelet_size", "patch_size"}),
-        ("random_crop", None, {"share"}),
+        ("random_crop", None, {"share", "place"}),
         ("random_offset", False, {"shift"}),
         ("drop", None, {"drop"}),
     ],

@@ -48,6 +48,7 @@ def fit_size(
     return SIZE_POLICIES[policy](size, patch=patch, value=value, upscale=upscale, **more)
 
 
+@functools.lru_cache(maxsize=4096)
 def fit_tokens_per_frame(size: Pair, *, patch: Pair, value: int, upscale: bool = False) -> Pair:
     """The largest size of at most `value` patches: NaFlex, as in timm and SigLIP 2.
 
