@@ -169,6 +169,10 @@ class WorkerPool:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        self.retire()
+
+    def retire(self) -> None:
+        """End the workers now: no job will come any more."""
         self._pool.stop()
         self._pool.join()
 

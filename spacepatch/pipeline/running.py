@@ -74,6 +74,7 @@ def run_tasks(
     pool: WorkerPool,
     encoder: EncoderSettings | None = None,
     on_job: Callable[[JobReport], None] = lambda report: None,
+    on_decoded: Callable[[], None] = lambda: None,
 ) -> Iterator[TaskReport]:
     """Make the shards of `tasks`, the jobs of the next one starting while one is written.
 
@@ -82,6 +83,7 @@ def run_tasks(
 
     Args:
         encoder: where the plan's encoder is; None: it has none.
+        on_decoded: called when the last job is done, while its shard is being written.
 
     Raises:
         EncodeError: the encoder is not the one of the plan.
@@ -125,6 +127,8 @@ def run_tasks(
                     del opened[number]
                     writing.append(writer.submit(write_task, plan, running, folder))
                     writing[-1].add_done_callback(lambda _: pool.wake())
+                    if not waiting and not opened:
+                        on_decoded()
         finally:
             for running in opened.values():
                 running.arena.close()

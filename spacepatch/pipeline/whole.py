@@ -221,7 +221,13 @@ def _run(
     left = {task.number for task in pending}
     losses.add(finished_losses(out, plan, [task for task in plan.tasks if task.number not in left]))
     for report in run_tasks(
-        plan, pending, folder=out, pool=pool, encoder=encoded.settings, on_job=watch.on_job
+        plan,
+        pending,
+        folder=out,
+        pool=pool,
+        encoder=encoded.settings,
+        on_job=watch.on_job,
+        on_decoded=pool.retire,
     ):
         watch.on_task(report)
         losses.add(report.losses)
