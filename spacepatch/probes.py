@@ -9,6 +9,7 @@ import numpy as np
 
 from spacepatch.data import Source, VideoInfo
 from spacepatch.decode import decode_pictures, probe_video
+from spacepatch.decode.hollow import Hollow, NeedsPackets, find_hollow
 from spacepatch.decode.opening import MAX_PIXELS
 from spacepatch.errors import ProbeError, SourceError
 from spacepatch.sources import content_id
@@ -28,6 +29,8 @@ class Probed:
     info: VideoInfo | None
     reason: str = ""
     message: str = ""
+    scanned: bool = False
+    """All of its packets were read, although its header was asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,6 +43,8 @@ class ProbeJob:
     max_pixels: int = MAX_PIXELS
     decode_all: bool = False
     """Decode every frame once: a source with any damage is lost as a whole (`skip-video`)."""
+    header: bool = False
+    """Read no more than the header and the first bytes of keyframes, where these tell all."""
 
 
 def probe_source(job: ProbeJob) -> Probed:
@@ -81,24 +86,46 @@ def cut_into_batches(jobs: Sequence[ProbeJob], *, workers: int) -> Iterator[list
 
 def _probe(job: ProbeJob) -> Probed:
     source = job.source
-    identity = ""
+    identity, info = "", None
     try:
         identity = content_id(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
-        info = probe_video(
-            source.uri,
-            offset=source.member_offset,
-            num_bytes=source.num_bytes,
-            stream=job.stream,
-            max_pixels=job.max_pixels,
-            on_packet=beat,
-        )
+        if job.header:
+            info = _probe_header(job)
+        scanned = job.header and info is None
+        if info is None:
+            info = _probe_video(job, None)
         if job.decode_all:
             _check_all(job, info)
     except SourceError as error:
         return Probed(identity, None, error.reason, str(error))
     except OSError as error:
         return Probed(identity, None, "io", f"cannot be read: {error.strerror}")
-    return Probed(identity, info)
+    return Probed(identity, info, scanned=scanned)
+
+
+def _probe_header(job: ProbeJob) -> VideoInfo | None:
+    """What the header of a source tells; None where its packets have to be read."""
+    source = job.source
+    hollow = find_hollow(source.uri, offset=source.member_offset, num_bytes=source.num_bytes)
+    if hollow is None:
+        return None
+    try:
+        return _probe_video(job, hollow)
+    except NeedsPackets:
+        return None
+
+
+def _probe_video(job: ProbeJob, hollow: Hollow | None) -> VideoInfo:
+    source = job.source
+    return probe_video(
+        source.uri,
+        offset=source.member_offset,
+        num_bytes=source.num_bytes,
+        stream=job.stream,
+        max_pixels=job.max_pixels,
+        on_packet=beat,
+        hollow=hollow,
+    )
 
 
 def _check_all(job: ProbeJob, info: VideoInfo) -> None:

@@ -57,6 +57,34 @@ def check_boxes(file: io.BufferedReader, *, start: int, num_bytes: int, max_samp
         raise ProbeError(ENCRYPTED, reason="encrypted")
 
 
+def media_ranges(
+    file: io.BufferedReader, *, start: int, num_bytes: int
+) -> tuple[tuple[int, int], ...]:
+    """Where a file holds media data, if its header lists all samples; empty if it may not.
+
+    Args:
+        start, num_bytes: where it lies in `file`.
+
+    Returns:
+        (first, stop) of the contents of each outermost `mdat`, increasing, counted from `start`.
+        None of a file in fragments, each of which has its own index, nor of one whose boxes do not
+        fill it: what comes then, FFmpeg may read otherwise.
+    """
+    ranges = []
+    end, has_index = start, False
+    for kind, place, size in _boxes(file, start, start + num_bytes):
+        if kind == b"moof":
+            return ()
+        has_index |= kind == b"moov"
+        if place < end:
+            continue  # inside another box
+        end = place + size
+        if kind == b"mdat":
+            ranges.append((place - start, end - start))
+    is_whole = end + 8 > start + num_bytes
+    return tuple(ranges) if has_index and is_whole else ()
+
+
 def _boxes(file: io.BufferedReader, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
     """(kind, place, size) of the contents of boxes, in order; parents before what they hold."""
     ends = [stop]

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from av.container import InputContainer
     from av.error import FFmpegError
 
+    from spacepatch.decode.hollow import Hollow
+
 FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,mpegts,mpeg,mpegvideo,m4v,flv,live_flv,asf,ogg,gif,"
     "apng,mp3,aac,wav,flac,h264,hevc,obu,av1,ivf,mjpeg,dv,mxf,yuv4mpegpipe,"
@@ -103,6 +105,7 @@ def open_container(
     num_bytes: int | None = None,
     log_level: int | None = None,
     max_pixels: int = MAX_PIXELS,
+    hollow: Hollow | None = None,
 ) -> Iterator[InputContainer]:
     """A container opened with our allow-lists, closed at the end of the block.
 
@@ -110,6 +113,7 @@ def open_container(
         offset, num_bytes: where the video lies in `uri`, when that is a tar.
         log_level: what FFmpeg may say, one of `av.logging`; by default nothing.
         max_pixels: pixels of a picture above which nothing is decoded.
+        hollow: what need not be read.
 
     Raises:
         ProbeError: it is empty, no video that FFmpeg reads, encrypted, of a forbidden kind, or
@@ -142,7 +146,7 @@ def open_container(
         check_encryption(head, demuxers)
         if demuxers == "mov":
             check_boxes(file, start=start, num_bytes=num_bytes, max_samples=MAX_PACKETS)
-        member = Member(file, start, num_bytes)
+        member = Member(file, start, num_bytes, hollow)
         options = {
             "format_whitelist": demuxers,
             # FFmpeg gets bytes from us, and no name: it has nothing to open by itself.
@@ -206,8 +210,12 @@ def open_member(uri: str, offset: int | None, num_bytes: int | None) -> Iterator
 class Member(io.RawIOBase):
     """Bytes [offset, offset + size) of a file, such as a tar's member, as a nameless file."""
 
-    def __init__(self, file: io.BufferedReader, offset: int, size: int) -> None:
+    def __init__(
+        self, file: io.BufferedReader, offset: int, size: int, hollow: Hollow | None = None
+    ) -> None:
+        """`hollow`: what is not read, and given as zeros."""
         self._file, self._offset, self._size, self._position = file, offset, size, 0
+        self._hollow = hollow
         self.failed: OSError | None = None
         """What the system said of the last read that failed."""
 
@@ -231,14 +239,32 @@ class Member(io.RawIOBase):
         if size == 0:
             return b""
         try:
-            self._file.seek(self._offset + self._position)
-            content = self._file.read(size)
+            if self._hollow is None:
+                self._file.seek(self._offset + self._position)
+                content = self._file.read(size)
+            else:
+                content = self._read_needed(self._hollow, size)
         except OSError as error:
             # PyAV would keep an exception, and raise it from whatever it does next, or print it.
             self.failed = error
             return b""
         self._position += len(content)
         return content
+
+    def _read_needed(self, hollow: Hollow, size: int) -> bytes:
+        """Zeros, but for what is needed; less where the file has become shorter."""
+        here = self._position
+        needed = list(hollow.needed(here, here + size))
+        if not needed:
+            return bytes(size)
+        content = bytearray(size)
+        for first, stop in needed:
+            self._file.seek(self._offset + first)
+            part = self._file.read(stop - first)
+            content[first - here : first - here + len(part)] = part
+            if len(part) < stop - first:
+                return bytes(content[: first - here + len(part)])
+        return bytes(content)
 
     def raise_if_failed(self) -> None:
         """Raise a DecodeError if the system did not give us bytes, which FFmpeg took for the end of

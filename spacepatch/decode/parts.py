@@ -5,6 +5,8 @@ from __future__ import annotations
 from fractions import Fraction
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from spacepatch.decode.hollow import NeedsPackets, headers_in
+
 if TYPE_CHECKING:
     from av.bitstream import BitStreamFilterContext
     from av.packet import Packet
@@ -32,8 +34,9 @@ class SizeWatch:
     In codecs that it does not know (those where each picture stands alone) it sees no change.
     """
 
-    def __init__(self, stream: VideoStream, *, max_pixels: int) -> None:
-        self._stream, self._max_pixels = stream, max_pixels
+    def __init__(self, stream: VideoStream, *, max_pixels: int, hollow: bool = False) -> None:
+        """`hollow`: of a keyframe there is nothing but its header."""
+        self._stream, self._max_pixels, self._hollow = stream, max_pixels, hollow
         self._codec = stream.codec_context.codec.canonical_name
         self._extradata = stream.codec_context.extradata
         self._header: bytes | None = None
@@ -46,12 +49,18 @@ class SizeWatch:
             self._filter = BitStreamFilterContext(chain, in_stream=stream)
 
     def changed_to(self, packet: Packet[Any]) -> Size | None:
-        """The size from this keyframe on, where its header is not that of the keyframe before."""
+        """The size from this keyframe on, where its header is not that of the keyframe before.
+
+        Raises:
+            NeedsPackets: it would have to be decoded, and is hollow.
+        """
         before, self._header = self._header, self._header_of(packet) or self._header
         if self._header == before or self._header is None:
             return None
         if before is None:
             return None  # the first one: the size that the container and the codec told
+        if self._hollow:
+            raise NeedsPackets
         if self._header not in self._sizes:
             self._sizes[self._header] = self._decode(packet)
         return self._sizes[self._header]
@@ -68,7 +77,12 @@ class SizeWatch:
             return self._extradata
         if self._filter is None:
             return None
-        copy = Packet(bytes(packet))  # the filter empties what it is given
+        content = bytes(packet)
+        if self._hollow:
+            content = headers_in(content, self._codec, self._extradata or b"")
+        if not content:
+            return None
+        copy = Packet(content)  # the filter empties what it is given
         copy.time_base = packet.time_base
         try:
             for found in self._filter.filter(copy):

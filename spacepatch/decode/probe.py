@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from spacepatch.data import Part, VideoInfo
 from spacepatch.decode.ebml import segment_is_whole
 from spacepatch.decode.fields import count_frames, may_be_fields
+from spacepatch.decode.hollow import Hollow
 from spacepatch.decode.images import image_kind, probe_image
 from spacepatch.decode.opening import (
     CODECS,
@@ -65,6 +66,7 @@ def probe_video(
     stream: str = "",
     max_pixels: int = MAX_PIXELS,
     on_packet: Callable[[], None] = lambda: None,
+    hollow: Hollow | None = None,
 ) -> VideoInfo:
     """Read headers and scan packets; pictures are decoded only where these do not tell.
 
@@ -73,9 +75,11 @@ def probe_video(
         stream: which video stream, see `choose_stream`; empty: the one that FFmpeg takes.
         max_pixels: of a picture; more is refused before a decoder allocates anything.
         on_packet: called for every packet scanned: a sign of life on long videos.
+        hollow: what need not be read of an MP4, see `find_hollow`; None: all is read.
 
     Raises:
         ProbeError: typed, with one of the closed list of reasons.
+        NeedsPackets: without that nobody can tell.
     """
     kind = _image_kind(uri, offset or 0)
     if kind and stream in ("", "0", "v:0"):
@@ -94,6 +98,7 @@ def probe_video(
         stream=stream,
         max_pixels=max_pixels,
         on_packet=on_packet,
+        hollow=hollow,
     )
 
 
@@ -105,10 +110,11 @@ def probe_container(
     stream: str,
     max_pixels: int,
     on_packet: Callable[[], None],
+    hollow: Hollow | None = None,
 ) -> VideoInfo:
     """`probe_video` of what FFmpeg reads, whatever else could read it."""
     with open_container(
-        uri, offset=offset, num_bytes=num_bytes, max_pixels=max_pixels
+        uri, offset=offset, num_bytes=num_bytes, max_pixels=max_pixels, hollow=hollow
     ) as container:
         video = choose_stream(container, stream)
         context = video.codec_context
@@ -140,7 +146,15 @@ def probe_container(
             **_colour(video),
         }
         fields = may_be_fields(info["container"], video)
-        timeline = read_timeline(container, video, max_pixels=max_pixels, on_packet=on_packet)
+        if hollow is not None:
+            hollow.begin(video)
+        timeline = read_timeline(
+            container,
+            video,
+            max_pixels=max_pixels,
+            on_packet=on_packet,
+            hollow=hollow is not None,
+        )
     if fields:
         timeline = count_frames(
             timeline,

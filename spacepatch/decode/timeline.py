@@ -69,14 +69,17 @@ def read_timeline(
     *,
     max_pixels: int,
     on_packet: Callable[[], None],
+    hollow: bool = False,
 ) -> Timeline:
     """Scan the packets of a stream; of the pictures, only keyframes with a new header are decoded.
 
     Args:
         on_packet: called for every packet.
+        hollow: of keyframes there is the header alone, of other packets nothing.
 
     Raises:
         ProbeError: there is nothing to show, or too much.
+        NeedsPackets: a hollow keyframe would have to be decoded.
     """
     from av.error import FFmpegError
 
@@ -84,7 +87,7 @@ def read_timeline(
     name = container.format.name
     max_step = round(MAX_STEP_SECONDS / stream.time_base) if name in DISCONTINUOUS else None
     packets = Packets(name, max_step)
-    watch = SizeWatch(stream, max_pixels=max_pixels)
+    watch = SizeWatch(stream, max_pixels=max_pixels, hollow=hollow)
     demuxed = container.demux(stream)
     while True:
         try:
