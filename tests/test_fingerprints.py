@@ -109,6 +109,7 @@ OTHER = {
     "limit": 3,
     "split": "a=1",
     "workers": 3,
+    "probe": "header",
     "timeout": 3.0,
     "max_losses": "3",
 }
@@ -140,7 +141,7 @@ def test_a_setting_changes_the_fingerprint_it_belongs_to_and_no_other(key: str) 
     assert changed == ([] if fingerprint_of(key) == "run" else [fingerprint_of(key)])
 
 
-@pytest.mark.parametrize("key", ["workers", "timeout", "worker_memory", "max_losses"])
+@pytest.mark.parametrize("key", ["workers", "probe", "timeout", "worker_memory", "max_losses"])
 def test_what_shapes_no_byte_is_in_no_fingerprint(key: str) -> None:
     assert fingerprint_of(key) == "run"
 

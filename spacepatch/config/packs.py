@@ -105,6 +105,12 @@ class RunFields(BaseModel):
     workers: int | None = setting(
         None, "run", "Worker processes; default: one a core (cgroup limits respected).", ge=1
     )
+    probe: str = setting(
+        "packets",
+        "run",
+        "What planning reads: packets (each file once), or header: of MP4 and MOV with an index "
+        "the header and the first bytes of keyframes, of others the packets.",
+    )
     timeout: float = setting(
         60.0, "run", "Seconds without a new frame until a video is given up.", gt=0, le=1e9
     )

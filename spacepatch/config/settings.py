@@ -87,6 +87,7 @@ WORDS = (
     "packer",
     "balance",
     "index",
+    "probe",
 )
 """Settings that take a word of a closed list, see `choices_of`."""
 

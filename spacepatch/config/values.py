@@ -36,6 +36,7 @@ def choices_of(key: str) -> tuple[str, ...]:
         "tail": tubelets.TAILS,
         "long": clips.LONG_POLICIES,
         "packer": packers.ALL_PACKERS,
+        "probe": ("packets", "header"),
         "balance": BALANCES,
         "index": ("auto", "full", "compact"),
     }

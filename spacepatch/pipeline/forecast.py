@@ -36,9 +36,10 @@ def forecast(plan: Plan, *, thorough: bool = False) -> dict[str, Any]:
 
     Returns:
         JSON-able: `sources` (a list), `totals` (with the plain `lower_bound`, tokens / pack
-        length), `lower_bound` (the best one, see `LowerBound`), `packers` (those that are quick,
-        and the chosen one), `better_pack_lengths`, `warnings`, `duplicates`, `encoder` (None:
-        pixels), `token_dtype`, `pixel_tubelet` (of `also pixels`).
+        length, and `scanned`, see `Plan.num_scanned`), `lower_bound` (the best one, see
+        `LowerBound`), `packers` (those that are quick, and the chosen one), `better_pack_lengths`,
+        `warnings`, `duplicates`, `encoder` (None: pixels), `token_dtype`, `pixel_tubelet` (of
+        `also pixels`).
     """
     length = plan.layout.pack_length
     tokens = plan.num_tokens
@@ -70,6 +71,7 @@ def forecast(plan: Plan, *, thorough: bool = False) -> dict[str, Any]:
         "totals": {
             "sources": len(plan.sources),
             "ignored": plan.num_ignored,
+            "scanned": plan.num_scanned,
             "clips": plan.num_clips,
             "frames": sum(len(clip.frame_pts) for task in plan.tasks for clip in task.clips),
             "seconds": sum(entry.duration_seconds for entry in plan.sources),

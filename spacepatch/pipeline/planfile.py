@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
 from pathlib import Path
@@ -64,6 +64,9 @@ class Plan:
     """Fingerprint of what the SOURCE arguments say: names, ranges, columns."""
     encoder: EncoderFacts | None = None
     """None: pixels are cut."""
+    num_scanned: int | None = None
+    """Sources whose packets were read although headers were asked for; not on disk, where the same
+    bytes lie either way. None: nobody asked, or the plan was made by a former start."""
 
     @property
     def num_tokens(self) -> int:
@@ -110,7 +113,8 @@ def write_plan(folder: Path, plan: Plan) -> Plan:
     }
     text = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False)
     publish_bytes(folder / "plan.json", text.encode() + b"\n")
-    return read_plan(folder, {planned.source.source_id: planned.source for planned in plan.sources})
+    sources = {planned.source.source_id: planned.source for planned in plan.sources}
+    return replace(read_plan(folder, sources), num_scanned=plan.num_scanned)
 
 
 def _rows(plan: Plan) -> Iterator[dict[str, Any]]:

@@ -78,9 +78,11 @@ def plan_probed(
     ]
     clips: list[ClipSpec] = []
     made: dict[int, tuple[PlannedSource, list[ClipSpec], list[Loss]]] = {}
+    num_scanned = 0
     for row, probed in found:
         # At once, so that the frame tables of all sources are never in memory together.
         source = listing.sources[row]
+        num_scanned += probed.scanned
         made[row] = _plan_source(config, prints["token"], row, source, probed, facts)
     for row in range(len(listing.sources)):
         planned, chosen, ruled_out = made.pop(row)
@@ -107,6 +109,7 @@ def plan_probed(
         num_ignored=listing.num_ignored,
         inputs=inputs_fingerprint(listing),
         encoder=facts,
+        num_scanned=num_scanned if _asks_headers(config) else None,
     )
 
 
@@ -152,7 +155,13 @@ def probe_job(source: Source, config: RunConfig) -> ProbeJob:
         stream=config.stream or "",
         max_pixels=config.max_pixels,
         decode_all=config.on_error == "skip-video",
+        header=_asks_headers(config),
     )
+
+
+def _asks_headers(config: RunConfig) -> bool:
+    """Whether headers alone are to be read: skip-video decodes all in any case."""
+    return config.probe == "header" and config.on_error != "skip-video"
 
 
 def _plan_source(

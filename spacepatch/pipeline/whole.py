@@ -185,9 +185,15 @@ def _resolve(config: RunConfig, pool: WorkerPool, watch: Watch) -> Encoded:
 
 
 def _plan(encoded: Encoded, listing: Listing, pool: WorkerPool, watch: Watch) -> Plan:
-    return plan_run(
+    plan = plan_run(
         encoded.config, listing, pool=pool, on_probed=watch.on_probed, facts=encoded.facts
     )
+    if plan.num_scanned:
+        watch.on_note(
+            f"the headers of {plan.num_scanned} of {len(listing.sources)} sources do not tell "
+            "enough: their packets were read"
+        )
+    return plan
 
 
 def _plan_or_resume(
