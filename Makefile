@@ -55,10 +55,12 @@ clean: ## remove what the targets made, except .venv
 	rm -rf demo-shards build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 	find samples spacepatch tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+# Compiled, as pip does with what it does not leave where it is: it halves the time of a start.
 # `python -m pip`, not `pip`: the scripts of a .venv that was moved name their old place.
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 		{ echo "$(PYTHON) is not Python 3.11 or newer: make PYTHON=python3.11 ..." >&2; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m compileall -q spacepatch
 	@touch $@

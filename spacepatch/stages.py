@@ -57,6 +57,11 @@ def looking() -> Iterator[Stopwatch]:
         watch.switch(OTHER)
 
 
+def is_looked_at() -> bool:
+    """Whether somebody measures."""
+    return _watch is not None
+
+
 def stage(name: str) -> AbstractContextManager[None]:
     """The time of this block is that of a stage."""
     return _NOTHING if _watch is None else _Stage(_watch, name)

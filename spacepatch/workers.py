@@ -27,10 +27,9 @@ IN_FLIGHT_PER_WORKER = 3
 """Jobs handed to the pool a worker: one running, and the next ones at hand."""
 
 
-PRELOADED = ("av", "pebble.pool.process", "spacepatch.jobs", "spacepatch.probes")
-"""Modules that workers have from their first moment."""
-
 POLL_SECONDS = 0.1
+PEBBLE_SLEEPS_SECONDS = 0.02
+"""How long the pool takes at most to see that a worker died, or that no job will come."""
 LEAST_PATIENCE_SECONDS = 30.0
 """How long a free worker may leave a job lying before the pool is taken for broken."""
 MOST_REVIVALS = 3
@@ -72,7 +71,7 @@ def start_importing() -> None:
         return
     from multiprocessing import forkserver
 
-    context.set_forkserver_preload(list(PRELOADED))
+    context.set_forkserver_preload(["spacepatch.preloaded"])
     with _without_interrupts():
         forkserver.ensure_running()
 
@@ -131,8 +130,9 @@ class WorkerPool:
         self._pool = self._make_pool()
 
     def _make_pool(self) -> Any:
-        from pebble import ProcessPool
+        from pebble import CONSTS, ProcessPool
 
+        CONSTS.sleep_unit = PEBBLE_SLEEPS_SECONDS
         return ProcessPool(
             max_workers=self.workers,
             max_tasks=MAX_JOBS_PER_WORKER,

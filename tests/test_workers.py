@@ -222,7 +222,7 @@ def test_a_worker_that_the_system_kills_costs_one_video(
 # --- what is left ------------------------------------------------------------------------------
 
 SCENES = {
-    "normal": "print(sorted(key for key, _ in pool.map(abs, ((n, n) for n in range(50)))))",
+    "normal": "print(sorted(n for n, _ in pool.map(time.sleep, ((n, 0.02) for n in range(50)))))",
     "crashes": "print({x.reason for _, x in pool.map(signal.raise_signal, crashes)})",
     "timeouts": "print({x.reason for _, x in pool.map(time.sleep, ((n, 99) for n in range(3)))})",
     "left early": "for n in range(6): pool.submit(n, time.sleep, 99)\n    time.sleep(1)",

@@ -89,6 +89,9 @@ def main() -> None:
     # Arrow's own allocators keep what tables took until the end: 50 MB for the plan of three hours.
     os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")
     signal.signal(signal.SIGTERM, _interrupt)
+    # Typer makes the options of all commands, of which one is wanted: a tenth of a start.
+    named = [command for command in app.registered_commands if command.name in sys.argv[1:2]]
+    app.registered_commands = named or app.registered_commands
     try:
         app(prog_name="spacepatch")
     except KeyboardInterrupt:

@@ -35,7 +35,7 @@ RUNS_PER_SHARD = 8
 so that a long video spreads over several shards."""
 LONGEST_RUN = 2
 """And at this part of a shard at the latest."""
-MOST_DECODED_AGAIN = 1 / 16
+MOST_DECODED_AGAIN = 1 / 32
 """Of the frames of a run: what the next one, which begins at a keyframe, may decode once more."""
 
 

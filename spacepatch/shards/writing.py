@@ -15,6 +15,7 @@ import numpy as np
 from crc32c import crc32c
 
 from spacepatch.data import ClipSpec
+from spacepatch.shards.hashing import ShardHasher
 from spacepatch.shards.tables import SEGMENTS, write_table
 from spacepatch.shards.version import FORMAT_VERSION
 from spacepatch.stages import stage, timed
@@ -157,37 +158,33 @@ def write_shard(
         OSError: the disk is full or cannot be written.
     """
     index = np.zeros((len(packs), len(layout.members), 2), np.uint64)
-    checksums: list[int] = []
     rows: list[dict[str, Any]] = []
-    digest = hashlib.sha256()
     size = 0
 
     def write(file: IO[bytes]) -> None:
         nonlocal size
         for pack, contents in enumerate(packs):
             key = f"{stem}-{pack:06d}"
-            checksum = 0
+            hasher.begin_pack()
             members = timed("pack", _members(contents, layout, rows, number, pack))
             for place, (member, parts) in enumerate(members):
                 length = sum(len(part) for part in parts)
                 header = _header(f"{key}.{member}", length)
                 index[pack, place] = size + len(header), length
-                for part in (header, *parts, bytes(-length % BLOCK)):
+                padding = bytes(-length % BLOCK)
+                hasher.add(header, parts, padding)
+                for part in (header, *parts, padding):
                     file.write(part)
-                    with stage("hash"):
-                        digest.update(part)
-                with stage("hash"):
-                    for part in parts:
-                        checksum = crc32c(part, checksum)
-                size += len(header) + length + -length % BLOCK
-            checksums.append(checksum)
+                size += len(header) + length + len(padding)
         end = bytes(2 * BLOCK)
+        hasher.add(end, (), b"")
         file.write(end)
-        digest.update(end)
         size += len(end)
 
-    publish(folder / f"{stem}.tar", write)
-    files = {f"{stem}.tar": {"bytes": size, "sha256": digest.hexdigest()}}
+    with ShardHasher() as hasher:
+        publish(folder / f"{stem}.tar", write)
+        sha256, checksums = hasher.finish()
+    files = {f"{stem}.tar": {"bytes": size, "sha256": sha256}}
 
     content = _npy(index)
     joined = b"".join(bytes(part) for part in content)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import compileall
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from pathlib import Path
 from tests.benchmarks.children import Run, run
 
 HERE = Path(__file__).resolve().parent
+PACKAGE = HERE.parents[1] / "spacepatch"
 MEMORY = Path("/dev/shm")
 
 
@@ -108,6 +110,8 @@ def prepared(options: argparse.Namespace) -> Iterator[Path]:
         print(
             f"{parent} is on {kind or 'what cannot be told'}, not tmpfs: the disk is in the times"
         )
+    # As pip leaves a package; else each start compiles it, where Python may write no bytecode.
+    compileall.compile_dir(PACKAGE, quiet=1)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as folder:
         yield Path(folder)
 
