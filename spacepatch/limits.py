@@ -19,7 +19,7 @@ WORKER_FILES = 256
 OOM_SCORE = 500
 """Of -1000 to 1000: where memory runs out, the kernel ends a worker and not the run."""
 M_MMAP_THRESHOLD, LARGE_BLOCK = -3, 2**20
-M_TRIM_THRESHOLD, SPARE_HEAP = -1, 2**24
+M_TRIM_THRESHOLD, SPARE_HEAP = -1, 2**21
 """See mallopt(3)."""
 
 

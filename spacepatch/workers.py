@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.context import BaseContext
@@ -66,19 +66,22 @@ def start_importing() -> None:
 
     Workers are not forked from the caller, whose threads and locks they would inherit.
     """
-    context = _context()
-    if context.get_start_method() != "forkserver":
-        return
-    from multiprocessing import forkserver
-
-    context.set_forkserver_preload(["spacepatch.preloaded"])
-    with _without_interrupts():
-        forkserver.ensure_running()
+    _context()
 
 
 def _context() -> BaseContext:
-    """How workers start: forked from a server, which imports once for all, where there is that."""
-    return get_context("forkserver" if "forkserver" in get_all_start_methods() else "spawn")
+    """How workers start: forked from a server, which imports once for all, where there can be one;
+    it begins to import now."""
+    if "forkserver" in get_all_start_methods():
+        from multiprocessing import forkserver
+
+        context = get_context("forkserver")
+        context.set_forkserver_preload(["spacepatch.preloaded"])
+        # It listens on a socket in the folder for temporary files, whose path may be too long.
+        with suppress(OSError), _without_interrupts():
+            forkserver.ensure_running()
+            return context
+    return get_context("spawn")
 
 
 @contextmanager
@@ -114,7 +117,6 @@ class WorkerPool:
         worker_memory: int = WORKER_MEMORY,
         patience: float = LEAST_PATIENCE_SECONDS,
     ) -> None:
-        start_importing()
         self._context: Any = _context()
         self.capacity = workers * IN_FLIGHT_PER_WORKER
         self.workers = workers
@@ -340,6 +342,8 @@ def _start_worker(beats: Any, memory: int) -> None:
     # Ctrl-C reaches the whole process group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_die_with_parent, daemon=True).start()
+    import spacepatch.preloaded  # noqa: F401  # where no server has
+
     limit_itself(memory)
     give_back_large_blocks()
     # What is loaded now stays: the collections after each job need not look at it.

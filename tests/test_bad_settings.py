@@ -56,6 +56,7 @@ BAD = [
     ("long_side", 0),
     ("resampler", "bicubik"),
     ("decoder", "opencv"),
+    ("probe", "headers"),
     ("stream", "first"),
     ("stream", "-1"),
     ("untagged", "bt2020"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,6 +47,8 @@ class _Opened:
     request: Request
     skips: bool
     """Whether pictures that no sample and no other picture needs are left out."""
+    orientations: dict[int, tuple[int, bool]] = field(default_factory=dict)
+    """By the angle of a frame: rotation, and whether it is mirrored."""
 
     @property
     def needs_neighbours(self) -> bool:
@@ -94,14 +96,16 @@ def _decode(request: Request, *, skips: bool) -> Iterator[Picture]:
             decoder.copy_opaque = True
         for leg in legs_of(request, needs_neighbours=opened.needs_neighbours):
             wanted = request.of(leg.wanted)
+            frames: Iterator[Any] | None
             if leg.seek_to is None:
                 frames = _decode_all(opened, wanted.pts, skip=request.info.num_before_key)
             else:
-                landed = _jump(opened, wanted.pts, leg.seek_to)
-                if landed is None:
-                    break
-                frames = landed
+                frames = _jump(opened, wanted.pts, leg.seek_to)
+            if frames is None:
+                break
             yield from _pictures(opened, frames, wanted)
+            # Let go of what was decoded ahead, before more is.
+            frames = None
         else:
             return
         # Every time the container landed after the target: from the start, then.
@@ -130,7 +134,7 @@ def _pictures(opened: _Opened, frames: Iterator[Any], wanted: Request) -> Iterat
         on_picture=wanted.on_picture,
         skips=opened.skips,
     )
-    orientations: dict[int, tuple[int, bool]] = {}
+    orientations = opened.orientations
     for frame, (place, was_interlaced), is_corrupt in treat_interlaced(
         marked, policy=wanted.interlaced
     ):

@@ -20,8 +20,9 @@ from pathlib import Path
 
 import numpy as np
 
+from spacepatch.cutting import pack_cut_to_fit
 from spacepatch.packers import ALL_PACKERS, NEEDS_SCIPY
-from spacepatch.packing import count_packs, pack_cut_to_fit
+from spacepatch.packing import count_packs
 from tests.benchmarks.children import run
 from tests.benchmarks.results import RESULTS, ROOT, Figure, conclude
 from tests.soak import MB, read_sizes
