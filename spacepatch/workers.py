@@ -84,6 +84,22 @@ def _context() -> BaseContext:
     return get_context("spawn")
 
 
+class _KeepingContext:
+    """A context that keeps the locks it makes: pebble removes those of a pool before it ends its
+    workers, and one that just starts would not find them, and say so."""
+
+    def __init__(self, context: BaseContext) -> None:
+        self._context = context
+        self.locks: list[Any] = []
+
+    def RLock(self) -> Any:  # noqa: N802  # a context's own name
+        self.locks.append(self._context.RLock())
+        return self.locks[-1]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._context, name)
+
+
 @contextmanager
 def _without_interrupts() -> Iterator[None]:
     """Processes inherit the mask: before they can ignore Ctrl-C, it must not reach them."""
@@ -117,7 +133,7 @@ class WorkerPool:
         worker_memory: int = WORKER_MEMORY,
         patience: float = LEAST_PATIENCE_SECONDS,
     ) -> None:
-        self._context: Any = _context()
+        self._context = _KeepingContext(_context())
         self.capacity = workers * IN_FLIGHT_PER_WORKER
         self.workers = workers
         self._timeout = timeout
@@ -177,6 +193,7 @@ class WorkerPool:
         """End the workers now: no job will come any more."""
         self._pool.stop()
         self._pool.join()
+        self._context.locks.clear()
 
     @property
     def num_running(self) -> int:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -39,3 +41,14 @@ def test_a_hang_is_noticed_while_others_end(tmp_path: Path) -> None:
                 assert outcome.reason == "timeout"
     # 400 naps on the worker that is left take 8 s.
     assert 1 <= noticed < 6
+
+
+def test_workers_that_are_just_starting_end_without_a_word() -> None:
+    script = (
+        "import math; from spacepatch.workers import WorkerPool\n"
+        "for _ in range(20):\n"
+        "    with WorkerPool(workers=6, timeout=60) as pool:\n"
+        "        next(pool.map(math.sqrt, iter([('a', 4.0)])))\n"
+    )
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")

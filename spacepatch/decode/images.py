@@ -114,20 +114,18 @@ def probe_image(
 
 
 def _probe_avif(
-    uri: str, *, max_pixels: int, on_packet: Callable[[], None], **where: int | None
+    uri: str, *, max_pixels: int, on_packet: Callable[[], None], **where: Any
 ) -> VideoInfo:
     from spacepatch.decode.probe import probe_container
 
-    with open_container(uri, max_pixels=max_pixels, hollow=None, **where) as container:
+    with open_container(uri, max_pixels=max_pixels, **where) as container:
         # Alpha, and each tile, are streams of their own. The sequence goes before the still beside
         # it, and colour stands before its alpha.
         order = [(video.frames, -video.index) for video in container.streams.video]
     if not order:
         raise ProbeError("no video stream", reason="no_video_stream")
     stream = str(-max(order)[1])
-    info = probe_container(
-        uri, stream=stream, max_pixels=max_pixels, on_packet=on_packet, hollow=None, **where
-    )
+    info = probe_container(uri, stream=stream, max_pixels=max_pixels, on_packet=on_packet, **where)
     count = len(info.frame_pts)
     try:
         # libavif tells mode and size of the whole, if none of the file is missing.

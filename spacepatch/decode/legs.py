@@ -68,6 +68,8 @@ def legs_of(request: Request, *, needs_neighbours: bool) -> list[Leg]:
         needs_neighbours: of a wanted picture, the one before it is needed too.
     """
     info, indices, pts = request.info, request.indices, request.pts
+    if not len(indices):
+        return []
     if info.pts_repaired or info.container not in TIMED_CONTAINERS:
         return [Leg(slice(0, len(indices)), None)]
     before = np.concatenate([[-1], indices[:-1]])
@@ -86,13 +88,3 @@ def legs_of(request: Request, *, needs_neighbours: bool) -> list[Leg]:
         Leg(slice(first, last), targets.get(first))
         for first, last in itertools.pairwise([*borders, len(indices)])
     ]
-
-
-def stretches(info: VideoInfo, indices: np.ndarray) -> list[slice]:
-    """Wanted frames that lie so near each other that they are read in one go."""
-    if not len(indices):
-        return []
-    if info.pts_repaired or info.container not in TIMED_CONTAINERS:
-        return [slice(None)]
-    gaps = np.flatnonzero(np.diff(indices) > SEEK_AFTER_FRAMES) + 1
-    return [slice(*pair) for pair in itertools.pairwise([0, *gaps.tolist(), len(indices)])]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from spacepatch.decode.full_size import (
     make_reference,
     wrap_pictures,
 )
-from spacepatch.decode.legs import stretches
+from spacepatch.decode.legs import legs_of
 from spacepatch.decode.request import Request
 from spacepatch.errors import Declined
 
@@ -36,9 +37,10 @@ def decode(request: Request) -> Iterator[Picture]:
         DecodeError: a later picture cannot be had, or not at its time (`corrupt_frames`).
     """
     info = request.info
-    for stretch in stretches(info, request.indices):
-        # Each stretch begins with a jump, and so with a picture that is held against PyAV's.
-        wanted = request.of(stretch)
+    # Without keyframes: torchcodec knows them itself.
+    for leg in legs_of(replace(request, keyframes=None), needs_neighbours=False):
+        # Each leg begins with a jump, and so with a picture that is held against PyAV's.
+        wanted = request.of(leg.wanted)
         reference = make_reference(wanted)
         decoder = _open(request.uri, info.stream_index)
         tick = float(info.time_base)

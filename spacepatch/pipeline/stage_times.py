@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,30 +107,49 @@ def time_stages(
     """
     times = StageTimes()
     plan = write_plan(folder, plan)
-    arenas = Arenas(private_folder(folder))
-    for task in plan.tasks:
-        running = Running.of(plan, task, arenas, encoder)
-        jobs = dict(running.jobs)
-        asked = (
-            (key, TimedJob(job, probe_job(job.source, config), floor_first=number % 2 == 0))
-            for number, (key, job) in enumerate(running.jobs)
-        )
-        for key, outcome in pool.map(run_timed, asked):
-            is_fault = isinstance(outcome, Fault)
-            running.outcomes[key[1]] = outcome if is_fault else outcome.result
-            if is_fault or not any(clip.num_kept for clip in outcome.result.clips):
-                times.lost.add(jobs[key].source.source_id)
-            else:
-                _add(times, jobs[key], outcome, frames_of[jobs[key].source.source_id])
-        begin = time.perf_counter()
-        with looking() as watch:
-            report = write_task(plan, running, folder)
-        times.whole += time.perf_counter() - begin
-        times.add(watch.seconds)
-        times.tokens += report.num_tokens
-        times.losses += report.losses
-    arenas.close()
+    with closing(Arenas(private_folder(folder))) as arenas:
+        for task in plan.tasks:
+            _time_task(
+                times,
+                plan,
+                Running.of(plan, task, arenas, encoder),
+                config,
+                folder,
+                pool,
+                frames_of,
+            )
     return times
+
+
+def _time_task(
+    times: StageTimes,
+    plan: Plan,
+    running: Running,
+    config: RunConfig,
+    folder: Path,
+    pool: WorkerPool,
+    frames_of: Counter[str],
+) -> None:
+    """Take one task into account: its jobs, then its shard."""
+    jobs = dict(running.jobs)
+    asked = (
+        (key, TimedJob(job, probe_job(job.source, config), floor_first=number % 2 == 0))
+        for number, (key, job) in enumerate(running.jobs)
+    )
+    for key, outcome in pool.map(run_timed, asked):
+        is_fault = isinstance(outcome, Fault)
+        running.outcomes[key[1]] = outcome if is_fault else outcome.result
+        if is_fault or not any(clip.num_kept for clip in outcome.result.clips):
+            times.lost.add(jobs[key].source.source_id)
+        else:
+            _add(times, jobs[key], outcome, frames_of[jobs[key].source.source_id])
+    begin = time.perf_counter()
+    with looking() as watch:
+        report = write_task(plan, running, folder)
+    times.whole += time.perf_counter() - begin
+    times.add(watch.seconds)
+    times.tokens += report.num_tokens
+    times.losses += report.losses
 
 
 def _add(times: StageTimes, job: Job, outcome: JobTimes, num_frames: int) -> None:

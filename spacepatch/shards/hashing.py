@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from types import TracebackType
 from typing import Any
 
 from crc32c import crc32c
@@ -26,18 +25,6 @@ class ShardHasher:
         self._thread = None if is_looked_at() else ThreadPoolExecutor(1, "spacepatch-hasher")
         self._last: Future[None] | None = None
 
-    def __enter__(self) -> ShardHasher:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._thread is not None:
-            self._thread.shutdown(cancel_futures=True)
-
     def begin_pack(self) -> None:
         """What follows is of the next pack."""
         self._run(self._begin)
@@ -52,6 +39,11 @@ class ShardHasher:
         if self._last is not None:
             self._last.result()
         return self._digest.hexdigest(), self._checksums
+
+    def close(self) -> None:
+        """Touch none of the data any more."""
+        if self._thread is not None:
+            self._thread.shutdown(cancel_futures=True)
 
     def _run(self, function: Any, *arguments: Any) -> None:
         if self._thread is None:

@@ -7,6 +7,7 @@ import io
 import json
 import tarfile
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -181,7 +182,7 @@ def write_shard(
         file.write(end)
         size += len(end)
 
-    with ShardHasher() as hasher:
+    with closing(ShardHasher()) as hasher:
         publish(folder / f"{stem}.tar", write)
         sha256, checksums = hasher.finish()
     files = {f"{stem}.tar": {"bytes": size, "sha256": sha256}}
