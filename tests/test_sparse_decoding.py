@@ -6,6 +6,7 @@ import hashlib
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 from decoding import in_corpus
@@ -156,3 +157,30 @@ def test_of_temporal_layers_only_what_no_layer_refers_to_is_left_out(
         found, num_decoded = decode(path, info, indices, None)
         assert found == {index: full[index] for index in indices.tolist()}
         assert (num_decoded < indices[-1] + 1) != layered
+
+
+PLAIN = [
+    *("h264_b_frames.mp4", "h264_open_gop.mp4", "vfr.mp4", "refreshed.mp4", "late.mkv"),
+    *("corpus/moviepy__chaplin.mp4", "corpus/mediabunny__rotate-buck-bunny.mp4"),
+    *("corpus/derived__really_mkv_named.mp4", "corpus/qt__h264_yuv422p10.mp4"),
+]
+"""H.264 that tells how it is reordered, and such that does not."""
+
+
+@pytest.mark.parametrize("name", PLAIN)
+def test_pictures_are_those_that_pyav_makes_of_a_file_that_ffmpeg_looked_through(
+    clip_of: ClipOf, name: str
+) -> None:
+    folder, _, file = name.rpartition("/")
+    path = in_corpus(file) if folder else clip_of(name)
+    info = probe_video(str(path))
+    found, _ = decode(path, info, np.arange(len(info.frame_pts)), None)
+    with av.open(str(path)) as container:
+        video = container.streams.video[0]
+        wanted = {
+            frame.pts: hashlib.sha256(frame.to_ndarray().tobytes()).hexdigest()
+            for frame in container.decode(video)
+        }
+    assert found
+    times = info.frame_pts[list(found)].tolist()
+    assert [digest for digest, _ in found.values()] == [wanted[time] for time in times]

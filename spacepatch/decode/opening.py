@@ -47,6 +47,9 @@ DECODERS_BY_OTHER_NAMES = frozenset({"libdav1d", "msmpeg4", "flv"})
 """Decoders of those codecs that FFmpeg does not name like the codec: av1, msmpeg4v3, flv1."""
 CODEC_WHITELIST = ",".join(sorted(CODECS | DECODERS_BY_OTHER_NAMES))
 
+QUICK_DEMUXERS = ("mov", "matroska")
+"""Those that give parameter sets, times and sizes in a header."""
+
 MAX_PIXELS = 8192 * 4320
 """Pixels in a picture above which a file is a bomb, not a video: the largest that a camera or a
 codec's level makes of video. Checked before it is allocated."""
@@ -106,6 +109,7 @@ def open_container(
     log_level: int | None = None,
     max_pixels: int = MAX_PIXELS,
     hollow: Hollow | None = None,
+    quick: int | None = None,
 ) -> Iterator[InputContainer]:
     """A container opened with our allow-lists, closed at the end of the block.
 
@@ -114,6 +118,8 @@ def open_container(
         log_level: what FFmpeg may say, one of `av.logging`; by default nothing.
         max_pixels: pixels of a picture above which nothing is decoded.
         hollow: what need not be read.
+        quick: index of a stream of which only pictures are wanted; None: what its first picture
+            tells is too.
 
     Raises:
         ProbeError: it is empty, no video that FFmpeg reads, encrypted, of a forbidden kind, or
@@ -161,8 +167,12 @@ def open_container(
         }
         # Where the bytes leave no choice, what FFmpeg would take them for does not count.
         only = None if "," in demuxers else demuxers
+        container = None
         try:
-            container = av.open(member, "r", only, options=options, metadata_errors="replace")
+            if quick is not None and demuxers in QUICK_DEMUXERS:
+                container = _open_quickly(member, only, options, quick)
+            if container is None:
+                container = av.open(member, "r", only, options=options, metadata_errors="replace")
         except FFmpegError as error:
             if demuxers == FORMATS and isinstance(error, ArgumentError):
                 # So it says of a demuxer that is not on the list.
@@ -187,6 +197,36 @@ def open_container(
             raise
         finally:
             container.close()
+
+
+def _open_quickly(
+    member: Member, only: str | None, options: dict[str, str], index: int
+) -> InputContainer | None:
+    """A container of which FFmpeg decoded nothing, which takes longer than all else of opening
+    one; None where a decoder of ours would then begin in another state.
+
+    What H.264 says of its reordering (num_reorder_frames) is in the parameter sets, so that FFmpeg
+    looks at the first picture for nothing but its colours, which a decoder sees for itself. Where
+    it does not say, FFmpeg decodes until it knows, and a decoder begins with what was found.
+    """
+    import av
+    from av.error import FFmpegError
+    from av.video.stream import VideoStream
+
+    with suppress(FFmpegError):
+        quickly = options | {"skip_frame": "all", "probesize": "32"}
+        container = av.open(member, "r", only, options=quickly, metadata_errors="replace")
+        stream = container.streams[index] if index < len(container.streams) else None
+        if (
+            isinstance(stream, VideoStream)
+            and stream.codec_context is not None
+            and stream.codec_context.name == "h264"
+            and stream.codec_context.has_b_frames
+        ):
+            return container
+        container.close()
+    member.seek(0)
+    return None
 
 
 @contextmanager

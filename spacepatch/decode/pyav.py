@@ -86,6 +86,7 @@ def _decode(request: Request, *, skips: bool) -> Iterator[Picture]:
         offset=request.offset,
         num_bytes=request.num_bytes,
         max_pixels=request.max_pixels,
+        quick=request.info.stream_index,
     ) as container:
         stream = container.streams[request.info.stream_index]
         assert isinstance(stream, VideoStream)
