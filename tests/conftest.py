@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
+from filelock import FileLock
 from numbered_clips import ClipOf, make_numbered
 from small_runs import LOADED, make_dataset
 
@@ -107,13 +108,20 @@ def spacepatch_cli() -> SpacepatchCli:
 
 @pytest.fixture(scope="session")
 def clip_of(ffmpeg: str, tmp_path_factory: pytest.TempPathFactory) -> ClipOf:
-    """Return a function that makes a clip of numbered frames by its name, once."""
-    folder = tmp_path_factory.mktemp("numbers")
+    """Return a function that makes a clip of numbered frames by its name, once for all processes
+    that run tests."""
+    folder = tmp_path_factory.getbasetemp()
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = folder.parent
+    folder /= "numbers"
+    folder.mkdir(exist_ok=True)
 
     def clip(name: str) -> Path:
-        path = folder / name
-        if not path.exists():
-            make_numbered(ffmpeg, name, path, clip)
+        path, done = folder / name, folder / f"{name}.made"
+        with FileLock(folder / f"{name}.lock"):
+            if not done.exists():
+                make_numbered(ffmpeg, name, path, clip)
+                done.touch()
         return path
 
     return clip

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
 
+import numpy as np
 from frame_numbers import copy_clip, make_clip, pack_clip, read_number
 
 from spacepatch.data import Picture
@@ -142,4 +143,10 @@ def shown_at(name: str, number: int) -> Fraction:
 
 
 def number_of(picture: Picture) -> int:
-    return read_number(picture.frame.to_ndarray(format="rgb24"))
+    frame = picture.frame
+    if frame.format.name.startswith("yuv"):
+        # Luma as it lies there: to make RGB of it takes longer than to decode it.
+        luma = frame.planes[0]
+        rows = np.frombuffer(memoryview(luma), np.uint8).reshape(frame.height, luma.line_size)
+        return read_number(rows[:, : frame.width])
+    return read_number(frame.to_ndarray(format="rgb24"))
