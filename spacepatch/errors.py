@@ -1,5 +1,7 @@
 """Every error that a user can cause, in one tree."""
 
+from typing import Any
+
 
 class SpacepatchError(Exception):
     """The world is not as asked: one line for the user, never a traceback."""
@@ -47,6 +49,18 @@ class Declined(SpacepatchError):
 
 class ShardError(SpacepatchError):
     """A shard, receipt or table that is missing, torn or of another format."""
+
+
+class UnfinishedError(ShardError):
+    """A run of which tasks are still to be done.
+
+    Attributes:
+        missing: of each, `shard` (its name), `task` (its number) and `rank` (None: not known).
+    """
+
+    def __init__(self, message: str, *, missing: list[dict[str, Any]]) -> None:
+        super().__init__(message)
+        self.missing = missing
 
 
 class ResumeError(SpacepatchError):

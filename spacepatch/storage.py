@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
+import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
@@ -27,7 +28,8 @@ def publish(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     Raises:
         OSError: the disk is full or read-only; nothing is visible at `path` then.
     """
-    temporary = private_folder(path.parent) / f"{path.name}.tmp-{os.getpid()}"
+    # Drawn: processes of several machines, or containers, have the same numbers and names.
+    temporary = private_folder(path.parent) / f"{path.name}.tmp-{secrets.token_hex(6)}"
     try:
         with temporary.open("wb") as file:
             write(file)
@@ -65,10 +67,15 @@ def private_folder(output: Path) -> Path:
     return folder
 
 
-def sweep_temporary(output: Path) -> None:
-    """Remove temporary files that a killed run left. Only under the lock."""
+def sweep_temporary(output: Path, stems: Collection[str] | None = None) -> None:
+    """Remove temporary files that a killed run left. Only under the lock.
+
+    Args:
+        stems: those of a rank's own shards, for others may be writing; None: whatever is there.
+    """
     for path in sorted(private_folder(output).glob("*.tmp-*")):
-        path.unlink(missing_ok=True)
+        if stems is None or path.name.partition(".")[0] in stems:
+            path.unlink(missing_ok=True)
 
 
 def remove(paths: list[Path]) -> None:
@@ -81,13 +88,13 @@ def remove(paths: list[Path]) -> None:
 
 
 def remove_private(output: Path) -> None:
-    """Remove logs and temporary files, keeping the lock that is being held."""
+    """Remove logs and temporary files, keeping the locks: one is being held."""
     folder = output / PRIVATE
     if folder.is_dir():
         for path in sorted(folder.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)
-            elif path.name != "lock":
+            elif path.name != "lock" and path.suffix != ".lock":
                 path.unlink(missing_ok=True)
 
 
@@ -96,19 +103,73 @@ def lock(output: Path) -> Iterator[BaseFileLock]:
     """Own `output` until the block ends or the process dies, however it dies (`flock`).
 
     Raises:
-        ResumeError: another run owns it now.
+        ResumeError: another run, or a rank of one, owns it now.
     """
+    with _held(output, "lock", "another spacepatch run is writing to this folder") as held:
+        for path in sorted(private_folder(output).glob("rank-*.lock")):
+            if _is_held(path):
+                raise _refusal(output, f"{_rank_of(path)} is writing to this folder")
+        yield held
+
+
+@contextmanager
+def lock_rank(output: Path, number: int, world_size: int) -> Iterator[BaseFileLock]:
+    """Own what rank `number` writes to `output`, as `lock` owns it all.
+
+    Each rank holds a lock of its own, and only then looks at those that it must not meet: of two
+    that start at once at least one sees the other.
+
+    Raises:
+        ResumeError: this rank, a rank of another world size or a whole run is at work there.
+    """
+    own = f"rank-{number}-of-{world_size}.lock"
+    others = f"-of-{world_size}.lock"
+    taken = f"rank {number} of {world_size} is writing to this folder already"
+    with _held(output, own, taken) as held:
+        if _is_held(private_folder(output) / "lock"):
+            raise _refusal(output, "another spacepatch run is writing to this folder")
+        for path in sorted(private_folder(output).glob("rank-*.lock")):
+            if not path.name.endswith(others) and _is_held(path):
+                raise _refusal(
+                    output,
+                    f"{_rank_of(path)} is writing to this folder, and not of {world_size}",
+                )
+        yield held
+
+
+@contextmanager
+def _held(output: Path, name: str, otherwise: str) -> Iterator[BaseFileLock]:
     from filelock import FileLock, Timeout
 
-    held = FileLock(private_folder(output) / "lock", timeout=0)
+    held = FileLock(private_folder(output) / name, timeout=0)
     try:
         held.acquire()
     except Timeout:
-        raise ResumeError(
-            f"{output}: another spacepatch run is writing to this folder; "
-            "wait for it, or give another --out"
-        ) from None
+        raise _refusal(output, otherwise) from None
     try:
         yield held
     finally:
         held.release()
+
+
+def _is_held(path: Path) -> bool:
+    """Whether somebody owns a lock file. To look is to share it for a moment: of many that look at
+    once, none takes another for its owner."""
+    import fcntl
+
+    try:
+        with path.open("rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    return False
+
+
+def _rank_of(path: Path) -> str:
+    return path.stem.replace("-", " ")
+
+
+def _refusal(output: Path, who: str) -> ResumeError:
+    return ResumeError(f"{output}: {who}; wait for it, or give another --out")

@@ -30,7 +30,7 @@ def test_the_page_of_settings_is_current() -> None:
 
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    commands = "tokenize plan bench convert repack fit inspect verify preview doctor"
+    commands = "tokenize plan finish bench convert repack fit inspect verify preview doctor"
     for command in commands.split():
         assert f"spacepatch {command}" in readme
 

@@ -17,6 +17,7 @@ from spacepatch.cli import (
     bench,
     convert,
     doctor,
+    finish,
     fit,
     inspect,
     plan,
@@ -44,6 +45,7 @@ app = typer.Typer(
 for module in (
     tokenize,
     plan,
+    finish,
     bench,
     repack,
     convert,

@@ -16,7 +16,7 @@ import typer
 from spacepatch.bounds import LowerBound
 from spacepatch.cli.saying import printable, say
 from spacepatch.config import RunConfig, to_toml
-from spacepatch.data import Source, Task, TaskReport
+from spacepatch.data import Loss, Source, Task, TaskReport
 from spacepatch.pipeline import JobReport, Plan, RunSummary, Watch
 from spacepatch.probes import Probed, describe_cut
 
@@ -161,13 +161,7 @@ def show_config(config: RunConfig) -> None:
 def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
     """The result of `tokenize`; losses as warnings on stderr."""
     totals = summary.totals
-    for loss in summary.losses[:SOURCES_SHOWN]:
-        what = loss.source if loss.clip is None else f"{loss.source} clip {loss.clip}"
-        frames = f" ({loss.num_frames} frames)" if loss.num_frames else ""
-        say(f"lost: {what}: {loss.reason}: {loss.message}{frames}", err=True)
-    if len(summary.losses) > SOURCES_SHOWN:
-        rest = len(summary.losses) - SOURCES_SHOWN
-        typer.echo(f"lost: and {rest} more, see {out / 'losses.parquet'}", err=True)
+    show_losses(summary.losses, out / "losses.parquet")
     if as_json:
         losses = [asdict(loss) for loss in summary.losses]
         print_json({"totals": totals, "losses": losses, "lost_sources": summary.lost_sources})
@@ -181,6 +175,16 @@ def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
         )
     if summary.lost_sources:
         typer.echo(f"{len(summary.lost_sources)} sources are lost entirely: exit code 3", err=True)
+
+
+def show_losses(losses: Sequence[Loss], table: Path) -> None:
+    """On stderr; those beyond a screen are in `table`."""
+    for loss in losses[:SOURCES_SHOWN]:
+        what = loss.source if loss.clip is None else f"{loss.source} clip {loss.clip}"
+        frames = f" ({loss.num_frames} frames)" if loss.num_frames else ""
+        say(f"lost: {what}: {loss.reason}: {loss.message}{frames}", err=True)
+    if len(losses) > SOURCES_SHOWN:
+        typer.echo(f"lost: and {len(losses) - SOURCES_SHOWN} more, see {table}", err=True)
 
 
 def show_totals(out: Path, totals: dict[str, Any], *, bound: str | None = None) -> None:

@@ -3,6 +3,7 @@
 from spacepatch.pipeline.converting import convert
 from spacepatch.pipeline.finishing import RunSummary, finish_run, forget_retryable
 from spacepatch.pipeline.in_memory import FrameTokens, tokenize_frames
+from spacepatch.pipeline.joining import join_ranks
 from spacepatch.pipeline.planfile import (
     Plan,
     PlannedSource,
@@ -14,13 +15,22 @@ from spacepatch.pipeline.planning import plan_run
 from spacepatch.pipeline.repacking import repack
 from spacepatch.pipeline.resuming import check_inputs, check_plan
 from spacepatch.pipeline.running import JobReport, is_done, pending_tasks, run_task, run_tasks
-from spacepatch.pipeline.whole import Watch, list_inputs, make_plan, make_pool, tokenize
+from spacepatch.pipeline.whole import (
+    RankSummary,
+    Watch,
+    list_inputs,
+    make_plan,
+    make_pool,
+    tokenize,
+    tokenize_rank,
+)
 
 __all__ = [
     "FrameTokens",
     "JobReport",
     "Plan",
     "PlannedSource",
+    "RankSummary",
     "RunSummary",
     "Watch",
     "check_inputs",
@@ -29,6 +39,7 @@ __all__ = [
     "finish_run",
     "forget_retryable",
     "is_done",
+    "join_ranks",
     "list_inputs",
     "make_plan",
     "make_pool",
@@ -41,5 +52,6 @@ __all__ = [
     "run_tasks",
     "tokenize",
     "tokenize_frames",
+    "tokenize_rank",
     "write_plan",
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -54,8 +55,14 @@ def check_plan(
 NAMES_SHOWN = 5
 
 
-def check_inputs(plan: Plan, listing: Listing) -> None:
+def check_inputs(
+    plan: Plan, listing: Listing, *, contents_of: Collection[str] | None = None
+) -> None:
     """Refuse to go on with other inputs than those of the plan.
+
+    Args:
+        contents_of: ids of the sources whose contents are looked at, beside the names of all of
+            them: those that a rank reads; None: all.
 
     Raises:
         ResumeError: naming what was added, removed or changed.
@@ -76,7 +83,11 @@ def check_inputs(plan: Plan, listing: Listing) -> None:
             now = ""
         return before != now
 
-    both = [source for key, source in listed.items() if key in planned]
+    both = [
+        source
+        for key, source in listed.items()
+        if key in planned and (contents_of is None or key in contents_of)
+    ]
     with ThreadPoolExecutor(8) as threads:
         changes = threads.map(is_changed, both)
         changed = [source.name for source, differs in zip(both, changes, strict=True) if differs]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import os
+import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
@@ -11,7 +13,7 @@ from pathlib import Path
 
 from spacepatch.config import RunConfig, parse_bytes
 from spacepatch.data import POLICY_REASONS, Loss, Task, TaskReport
-from spacepatch.errors import ConfigError, LossLimitError, ShardError
+from spacepatch.errors import ConfigError, LossLimitError, ResumeError, ShardError
 from spacepatch.limits import available_cores
 from spacepatch.packers import check_packer
 from spacepatch.pipeline.encoders import Encoded, resolve_encoder, stride_note
@@ -20,19 +22,24 @@ from spacepatch.pipeline.finishing import (
     finish_run,
     finished_losses,
     forget_retryable,
+    unfinish,
 )
 from spacepatch.pipeline.folder import check_folder, clear_folder
 from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
 from spacepatch.pipeline.planning import plan_run, probe_sources
 from spacepatch.pipeline.resuming import check_inputs, check_plan
 from spacepatch.pipeline.running import JobReport, pending_tasks, run_tasks
+from spacepatch.ranks import Rank, note_of_processes
 from spacepatch.selection import parse_share, select_sources
+from spacepatch.shards import shard_stem
 from spacepatch.sources import Listing, list_sources
-from spacepatch.storage import lock, sweep_temporary
+from spacepatch.storage import lock, lock_rank, sweep_temporary
 from spacepatch.workers import WorkerPool
 
 MOST_WORKERS_PER_CORE = 8
 """Slow storage may want more workers than cores; this many are a mistake."""
+NAMED_SOURCES = 3
+"""In an error's line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +130,8 @@ def tokenize(
         OSError: `out` cannot be written; resumable.
     """
     watch = watch or Watch()
+    if note := note_of_processes(os.environ):
+        watch.on_note(note)
     listing = list_inputs(arguments, config, root=root)
     check_folder(out)
     with ExitStack() as stack:
@@ -142,8 +151,80 @@ def tokenize(
             forget_retryable(out, plan)
         pending = pending_tasks(out, plan)
         watch.on_start(plan, pending)
-        _run(plan, pending, out, encoded, pool, watch)
+        _run(plan, pending, out, encoded, pool, watch, num_sources=len(plan.sources))
         return finish_run(out, plan)
+
+
+@dataclass(frozen=True, slots=True)
+class RankSummary:
+    """What one rank did. Which sources are lost whole, only all ranks together can tell."""
+
+    rank: Rank
+    num_shards: int
+    """Of the plan."""
+    num_own: int
+    made: tuple[TaskReport, ...]
+    """Now; what a former start made is not among them."""
+    losses: tuple[Loss, ...]
+    """Of all of its shards."""
+
+
+def tokenize_rank(
+    arguments: Sequence[str],
+    *,
+    out: Path,
+    config: RunConfig,
+    rank: Rank,
+    root: Path | None = None,
+    retry_lost: bool = False,
+    watch: Watch | None = None,
+) -> RankSummary:
+    """Do one rank's tasks of the plan in `out`, beside the other ranks; `join_ranks` ends the run.
+
+    Of the inputs it reads those of its own tasks; `retry_lost` and `max_losses` are about these.
+
+    Args:
+        arguments: those that the plan was made of; see `tokenize` for the others.
+
+    Raises:
+        ResumeError: there is no plan, or that of another run, or who must not is at work there.
+        As of `tokenize`.
+    """
+    watch = watch or Watch()
+    if not (out / "plan.json").is_file():
+        sources = shlex.join(arguments) if len(arguments) <= NAMED_SOURCES else "SOURCE..."
+        raise ResumeError(
+            f"{out}: ranks share a plan, and there is none; make it once, with the same settings: "
+            f"spacepatch plan {sources} --out {shlex.quote(str(out))}"
+        )
+    listing = list_inputs(arguments, config, root=root)
+    check_folder(out)
+    with ExitStack() as stack:
+        pool = stack.enter_context(make_pool(config))
+        encoded = _resolve(config, pool, watch)
+        stack.enter_context(lock_rank(out, rank.number, rank.world_size))
+        check_plan(read_plan_document(out), encoded.config, encoded.facts)
+        listed = (*listing.sources, *listing.missing)
+        plan = read_plan(out, {source.source_id: source for source in listed})
+        # The same plan, as far as it is this rank's.
+        part = replace(plan, tasks=rank.tasks(plan.tasks), losses=())
+        own = {clip.source for task in part.tasks for clip in task.clips}
+        check_inputs(plan, listing, contents_of={plan.sources[row].source.source_id for row in own})
+        sweep_temporary(out, {shard_stem(plan.name, t.split, t.number) for t in part.tasks})
+        if retry_lost:
+            if again := sum(loss.retryable for loss in plan.losses):
+                watch.on_note(
+                    f"{again} sources were lost as the plan was made: --retry-lost without --rank "
+                    "tries these again"
+                )
+            forget_retryable(out, part)
+        pending = pending_tasks(out, part)
+        if pending:
+            unfinish(out)
+        watch.on_start(part, pending)
+        made = _run(part, pending, out, encoded, pool, watch, num_sources=len(own))
+        losses = finished_losses(out, part, list(part.tasks))
+        return RankSummary(rank, len(plan.tasks), len(part.tasks), tuple(made), tuple(losses))
 
 
 def make_plan(
@@ -219,13 +300,16 @@ def _run(
     encoded: Encoded,
     pool: WorkerPool,
     watch: Watch,
-) -> None:
+    *,
+    num_sources: int,
+) -> list[TaskReport]:
     config, limit = encoded.config, None
     if config.max_losses is not None:
-        limit = parse_share("max_losses", config.max_losses, len(plan.sources), math.floor)
+        limit = parse_share("max_losses", config.max_losses, num_sources, math.floor)
     losses = LossCount(plan, limit)
     left = {task.number for task in pending}
     losses.add(finished_losses(out, plan, [task for task in plan.tasks if task.number not in left]))
+    reports = []
     for report in run_tasks(
         plan,
         pending,
@@ -236,7 +320,9 @@ def _run(
         on_decoded=pool.retire,
     ):
         watch.on_task(report)
+        reports.append(report)
         losses.add(report.losses)
+    return reports
 
 
 class LossCount:
