@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import secrets
 import shutil
+import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,8 +28,7 @@ def publish(path: Path, write: Callable[[IO[bytes]], None]) -> None:
     Raises:
         OSError: the disk is full or read-only; nothing is visible at `path` then.
     """
-    # Drawn: processes of several machines, or containers, have the same numbers and names.
-    temporary = private_folder(path.parent) / f"{path.name}.tmp-{secrets.token_hex(6)}"
+    temporary = private_folder(path.parent) / f"{path.name}.tmp-{uuid.uuid4().hex}"
     try:
         with temporary.open("wb") as file:
             write(file)

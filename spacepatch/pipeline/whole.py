@@ -222,7 +222,14 @@ def tokenize_rank(
         if pending:
             unfinish(out)
         watch.on_start(part, pending)
-        made = _run(part, pending, out, encoded, pool, watch, num_sources=len(own))
+        made: list[TaskReport] = []
+
+        def on_task(report: TaskReport) -> None:
+            made.append(report)
+            watch.on_task(report)
+
+        noted = replace(watch, on_task=on_task)
+        _run(part, pending, out, encoded, pool, noted, num_sources=len(own))
         losses = finished_losses(out, part, list(part.tasks))
         return RankSummary(rank, len(plan.tasks), len(part.tasks), tuple(made), tuple(losses))
 
@@ -302,14 +309,13 @@ def _run(
     watch: Watch,
     *,
     num_sources: int,
-) -> list[TaskReport]:
+) -> None:
     config, limit = encoded.config, None
     if config.max_losses is not None:
         limit = parse_share("max_losses", config.max_losses, num_sources, math.floor)
     losses = LossCount(plan, limit)
     left = {task.number for task in pending}
     losses.add(finished_losses(out, plan, [task for task in plan.tasks if task.number not in left]))
-    reports = []
     for report in run_tasks(
         plan,
         pending,
@@ -320,9 +326,7 @@ def _run(
         on_decoded=pool.retire,
     ):
         watch.on_task(report)
-        reports.append(report)
         losses.add(report.losses)
-    return reports
 
 
 class LossCount:
