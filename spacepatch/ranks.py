@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from spacepatch.data import Task
 from spacepatch.errors import ConfigError
 
 Variables = Mapping[str, str]
@@ -23,12 +22,8 @@ class Rank:
     def __str__(self) -> str:
         return f"rank {self.number} of {self.world_size}"
 
-    def tasks(self, tasks: Sequence[Task]) -> tuple[Task, ...]:
-        """Its own: each task is exactly one rank's, wherever and whenever that runs."""
-        return tuple(task for task in tasks if self.owns(task.number))
-
     def owns(self, task: int) -> bool:
-        """Whether it does the task of that number."""
+        """Whether it does the task of that number: each is one rank's, wherever that runs."""
         return task % self.world_size == self.number
 
 

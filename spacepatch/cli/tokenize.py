@@ -117,7 +117,6 @@ def show_rank(out: Path, summary: RankSummary, *, as_json: bool) -> None:
         document = {
             "rank": rank.number,
             "world_size": rank.world_size,
-            "shards": summary.num_shards,
             "own": summary.num_own,
             "made": len(made),
             **sums,
@@ -126,7 +125,7 @@ def show_rank(out: Path, summary: RankSummary, *, as_json: bool) -> None:
         display.print_json(document)
         return
     typer.echo(
-        f"{out}: {rank}: {summary.num_own:,} of {summary.num_shards:,} shards are its own, "
+        f"{out}: {rank}: {summary.num_own:,} shards are its own, "
         f"{len(made):,} made now: {sums['segments']:,} segments, {sums['tokens']:,} tokens in "
         f"{sums['packs']:,} packs"
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, replace
 from fractions import Fraction
 from functools import lru_cache
@@ -194,11 +194,15 @@ def _fields_of(record: Any) -> dict[str, Any]:
     return {name: getattr(record, name) for name in record.__dataclass_fields__}
 
 
-def read_plan(folder: Path, sources: dict[str, Source]) -> Plan:
+def read_plan(
+    folder: Path, sources: dict[str, Source], *, wanted: Callable[[int], bool] | None = None
+) -> Plan:
     """Read the plan of an output folder.
 
     Args:
         sources: the sources as listed now, by id: the plan does not say where files lie.
+        wanted: which tasks, by their numbers; the plan then has these, the sources of their clips,
+            and all losses. None: all of it.
 
     Raises:
         ShardError: it is missing, damaged or of a newer version.
@@ -222,7 +226,14 @@ def read_plan(folder: Path, sources: dict[str, Source]) -> Plan:
     splits: dict[int, str] = {}
     digests: dict[int, Any] = {}
     losses: list[Loss] = []
-    for row in read_rows(path):
+
+    def is_read(task: int) -> bool:
+        return wanted is None or task < 0 or wanted(task)
+
+    for row in read_rows(path, where=("task", is_read)):
+        if wanted is not None and row["task"] < 0:
+            losses.append(_read_loss(row))
+            continue
         identity = row["source_id"]
         if identity not in planned:
             planned[identity] = len(records)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -56,21 +56,26 @@ NAMES_SHOWN = 5
 
 
 def check_inputs(
-    plan: Plan, listing: Listing, *, contents_of: Collection[str] | None = None
+    plan: Plan, listing: Listing, *, read_whole: Callable[[], Plan] | None = None
 ) -> None:
     """Refuse to go on with other inputs than those of the plan.
 
     Args:
-        contents_of: ids of the sources whose contents are looked at, beside the names of all of
-            them: those that a rank reads; None: all.
+        read_whole: where `plan` is a rank's part, what reads all of it, to name what differs. The
+            contents of its own sources are looked at, and of all of them the names.
 
     Raises:
         ResumeError: naming what was added, removed or changed.
     """
     planned = {entry.source.source_id: entry for entry in plan.sources}
     listed = {source.source_id: source for source in (*listing.sources, *listing.missing)}
-    added = [listed[key].name for key in listed if key not in planned]
-    removed = [planned[key].source.name for key in planned if key not in listed]
+    added, removed = [], []
+    has_same_names = plan.inputs == inputs_fingerprint(listing)
+    if not has_same_names:
+        whole = plan if read_whole is None else read_whole()
+        names = {entry.source.source_id: entry.source.name for entry in whole.sources}
+        added = [listed[key].name for key in listed if key not in names]
+        removed = [names[key] for key in names if key not in listed]
 
     def is_changed(source: Source) -> bool:
         entry = planned[source.source_id]
@@ -83,11 +88,7 @@ def check_inputs(
             now = ""
         return before != now
 
-    both = [
-        source
-        for key, source in listed.items()
-        if key in planned and (contents_of is None or key in contents_of)
-    ]
+    both = [source for key, source in listed.items() if key in planned]
     with ThreadPoolExecutor(8) as threads:
         changes = threads.map(is_changed, both)
         changed = [source.name for source, differs in zip(both, changes, strict=True) if differs]
@@ -97,7 +98,7 @@ def check_inputs(
         for word, names in (("added", added), ("removed", removed), ("changed", changed))
         if names
     ]
-    if not parts and plan.inputs != inputs_fingerprint(listing):
+    if not parts and not has_same_names:
         parts = ["ranges or columns of the manifest changed"]
     if parts:
         raise ResumeError(

@@ -160,9 +160,8 @@ class RankSummary:
     """What one rank did. Which sources are lost whole, only all ranks together can tell."""
 
     rank: Rank
-    num_shards: int
-    """Of the plan."""
     num_own: int
+    """Shards that are its own."""
     made: tuple[TaskReport, ...]
     """Now; what a former start made is not among them."""
     losses: tuple[Loss, ...]
@@ -181,7 +180,7 @@ def tokenize_rank(
 ) -> RankSummary:
     """Do one rank's tasks of the plan in `out`, beside the other ranks; `join_ranks` ends the run.
 
-    Of the inputs it reads those of its own tasks; `retry_lost` and `max_losses` are about these.
+    Of the inputs it opens those of its own tasks; `retry_lost` and `max_losses` are about these.
 
     Args:
         arguments: those that the plan was made of; see `tokenize` for the others.
@@ -204,12 +203,11 @@ def tokenize_rank(
         encoded = _resolve(config, pool, watch)
         stack.enter_context(lock_rank(out, rank.number, rank.world_size))
         check_plan(read_plan_document(out), encoded.config, encoded.facts)
-        listed = (*listing.sources, *listing.missing)
-        plan = read_plan(out, {source.source_id: source for source in listed})
-        # The same plan, as far as it is this rank's.
-        part = replace(plan, tasks=rank.tasks(plan.tasks), losses=())
-        own = {clip.source for task in part.tasks for clip in task.clips}
-        check_inputs(plan, listing, contents_of={plan.sources[row].source.source_id for row in own})
+        listed = {source.source_id: source for source in (*listing.sources, *listing.missing)}
+        plan = read_plan(out, listed, wanted=rank.owns)
+        check_inputs(plan, listing, read_whole=lambda: read_plan(out, listed))
+        # What was lost before there were tasks is no rank's.
+        part = replace(plan, losses=())
         sweep_temporary(out, {shard_stem(plan.name, t.split, t.number) for t in part.tasks})
         if retry_lost:
             if again := sum(loss.retryable for loss in plan.losses):
@@ -229,9 +227,9 @@ def tokenize_rank(
             watch.on_task(report)
 
         noted = replace(watch, on_task=on_task)
-        _run(part, pending, out, encoded, pool, noted, num_sources=len(own))
+        _run(part, pending, out, encoded, pool, noted, num_sources=len(part.sources))
         losses = finished_losses(out, part, list(part.tasks))
-        return RankSummary(rank, len(plan.tasks), len(part.tasks), tuple(made), tuple(losses))
+        return RankSummary(rank, len(part.tasks), tuple(made), tuple(losses))
 
 
 def make_plan(

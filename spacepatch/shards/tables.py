@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -280,16 +280,28 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> list[dict[st
     return read_arrow(path, columns).to_pylist()  # type: ignore[no-any-return]
 
 
-def read_rows(path: Path) -> Iterator[dict[str, Any]]:
+def read_rows(
+    path: Path, *, where: tuple[str, Callable[[Any], bool]] | None = None
+) -> Iterator[dict[str, Any]]:
     """The rows of a table, of which one row group at a time is in memory; errors as of
-    `read_table`."""
+    `read_table`.
+
+    Args:
+        where: a column, and which of its values are wanted; None: all rows.
+    """
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
         with parquet.ParquetFile(path) as file:
             for group in range(file.num_row_groups):
-                yield from file.read_row_group(group).to_pylist()
+                rows = file.read_row_group(group)
+                if where is not None:
+                    column, is_wanted = where
+                    rows = rows.filter(
+                        pa.array(map(is_wanted, rows[column].to_pylist()), pa.bool_())
+                    )
+                yield from rows.to_pylist()
     except FileNotFoundError:
         raise ShardError(f"{path}: missing") from None
     except (pa.ArrowException, OSError) as error:
