@@ -36,6 +36,7 @@ LOSS_REASONS = (
     "encoder_trim",
     "source_changed",
     "resize_impossible",
+    "metadata",
     "timeout",
     "crash",
     "out_of_memory",
@@ -46,8 +47,11 @@ LOSS_REASONS = (
 RETRYABLE_REASONS = frozenset({"timeout", "crash", "out_of_memory", "io"})
 """Reasons that lie in the environment: another run may do better (`--retry-lost`)."""
 
-POLICY_REASONS = frozenset({"skipped_by_policy", "too_short", "tail_dropped", "encoder_trim"})
-"""Reasons that the user's own settings asked for: counted, but no failure."""
+POLICY_REASONS = frozenset(
+    {"skipped_by_policy", "too_short", "tail_dropped", "encoder_trim", "metadata"}
+)
+"""Reasons that the user's own settings asked for, or that cost no frame: counted, but no source is
+lost by them."""
 
 STAGES = ("list", "probe", "decode", "resize", "encode", "drop", "pack", "write")
 
@@ -69,9 +73,12 @@ class Source:
     member_offset: int | None = None
     """Where the member's data starts in the tar at `uri`; None for a plain file."""
     ranges: tuple[ClipRange, ...] = ()
-    """What a manifest asks for; empty for the whole video."""
+    """What a manifest asks for; a whole one with what a tar says of the video; empty for the whole
+    video and nothing said of it."""
     split: str = ""
     """Name of the split (`train`), empty without `--split`."""
+    metadata_lost: str = ""
+    """What was to travel with its clips and does not, and why."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import stat
 import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,8 @@ from typing import Any
 
 from spacepatch.data import ClipRange, Source
 from spacepatch.errors import ConfigError
+from spacepatch.metadata import jsonable
+from spacepatch.tars import metas_path, read_tar
 
 VIDEO_EXTENSIONS = frozenset(
     "3g2 3gp asf avi dv f4v flv ivf m2ts m2v m4v mjpeg mjpg mkv mov mp4 mpeg mpg mts mxf nut obu"
@@ -32,6 +34,11 @@ AUDIO_EXTENSIONS = frozenset("aac aif aiff flac m4a mka mp3 oga opus wav wma".sp
 (`no_video_stream`), not a file that was never there."""
 MEDIA_EXTENSIONS = VIDEO_EXTENSIONS | IMAGE_EXTENSIONS | AUDIO_EXTENSIONS
 
+TAR_EXTENSIONS = tuple(
+    ".tar .tar.gz .tar.bz2 .tar.xz .tar.zst .tar.lz4 .tar.z .tgz .tbz .tbz2 .txz .tzst".split()
+)
+"""Compressed ones are refused when they are read: they are no videos that cannot be opened."""
+
 RESERVED_COLUMNS = ("uri", "start", "end")
 """Manifest columns that we read; every other one travels to the segment (`id` included)."""
 
@@ -42,7 +49,8 @@ class Listing:
 
     sources: tuple[Source, ...]
     num_ignored: int
-    """Files that are hidden, no media by name or not regular; a hidden or linked folder is one."""
+    """Files and members that are hidden, no media by name or not regular; a hidden or linked folder
+    is one. What says something of a tar's video is none."""
     missing: tuple[Source, ...] = field(default=())
     """What a list or manifest names, or a folder holds, and cannot be read: losses, not errors."""
 
@@ -57,6 +65,7 @@ class _Found:
     offset: int | None = None
     num_bytes: int | None = None
     ranges: list[ClipRange] = field(default_factory=list)
+    metadata_lost: str = ""
 
 
 def list_sources(arguments: Iterable[str], *, root: Path | None = None) -> Listing:
@@ -90,6 +99,7 @@ def list_sources(arguments: Iterable[str], *, root: Path | None = None) -> Listi
                 num_bytes=item.num_bytes or 0,
                 member_offset=item.offset,
                 ranges=tuple(item.ranges),
+                metadata_lost=item.metadata_lost,
             )
             (missing if item.num_bytes is None else sources).append(source)
     return Listing(tuple(sources), ignored, tuple(missing))
@@ -130,7 +140,7 @@ def _expand(argument: str, root: Path | None) -> tuple[list[_Found], int]:
         extension = path.suffix.lower().lstrip(".")
         if extension in ("csv", "jsonl", "parquet"):
             return _read_manifest(path, root), 0
-        if extension == "tar":
+        if _is_tar(path):
             return _read_tar(path, printable(path.name))
         return [_file(path.absolute(), printable(path.name))], 0
     if glob.has_magic(argument):
@@ -183,7 +193,7 @@ def _glob(pattern: str) -> tuple[list[_Found], int]:
     ignored = 0
     for path in map(Path, glob.glob(pattern, recursive=True)):
         name = printable(path.relative_to(fixed).as_posix())
-        if path.suffix.lower() == ".tar":
+        if _is_tar(path):
             members, skipped = _read_tar(path, name)
             found += members
             ignored += skipped
@@ -251,7 +261,7 @@ def _read_manifest(path: Path, root: Path | None) -> list[_Found]:
                 raise ValueError(f"repeats the range of an earlier row of {uri}")
             seen.add(asked)
             extra = {key: value for key, value in row.items() if key not in RESERVED_COLUMNS}
-            by_uri[uri].ranges.append(ClipRange(start, stop, _jsonable(extra)))
+            by_uri[uri].ranges.append(ClipRange(start, stop, jsonable(extra)))
     return list(by_uri.values())
 
 
@@ -306,26 +316,24 @@ def _seconds(row: dict[str, Any], column: str) -> Fraction | None:
     return (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds)
 
 
-def _jsonable(row: dict[str, Any]) -> dict[str, Any]:
-    """Only what JSON and UTF-8 can hold: dates become text, NaN null, half a surrogate `?`."""
-    text = json.dumps(row, default=str, ensure_ascii=False).encode("utf-8", "replace")
-    return json.loads(text, parse_constant=lambda name: None)  # type: ignore[no-any-return]
+def _is_tar(path: Path) -> bool:
+    return path.name.lower().endswith(TAR_EXTENSIONS)
 
 
 def _read_tar(path: Path, name: str) -> tuple[list[_Found], int]:
     """Videos inside a tar, by offset: nothing is extracted and no member's name becomes a path."""
-    found: list[_Found] = []
-    ignored = 0
-    with _blaming(f"{path}: not a plain tar that can be read"), tarfile.open(path, "r:") as archive:
-        for member in archive:
-            if member.isreg() and not member.issparse() and _is_media(member.name):
-                place = member.offset_data, member.size
-                found.append(_Found(path.absolute(), name, printable(member.name), *place))
-            else:
-                ignored += not member.isdir()
-        # tarfile takes a damaged header for the end.
-        assert archive.fileobj is not None
-        archive.fileobj.seek(archive.offset)
-        if archive.fileobj.read(tarfile.BLOCKSIZE).strip(b"\0"):
-            raise tarfile.ReadError("a header inside is damaged")
+    paths = [path]
+    metas = metas_path(path.absolute().as_posix())
+    if metas is not None and Path(metas).is_file():
+        paths.append(Path(metas))
+    what = f"{' or '.join(map(str, paths))}: not a plain tar that can be read"
+    with _blaming(what), ExitStack() as stack:
+        files = [stack.enter_context(p.open("rb")) for p in paths]
+        videos, ignored = read_tar(*files, is_media=_is_media)
+    found = []
+    for video in videos:
+        place = video.offset, video.num_bytes
+        ranges = [ClipRange(None, None, video.extra)] if video.extra else []
+        lost = video.metadata_lost
+        found.append(_Found(path.absolute(), name, printable(video.name), *place, ranges, lost))
     return _sorted(found), ignored

@@ -12,7 +12,7 @@ from spacepatch.errors import ConfigError
 MEMBERS = [
     ("0002.mp4", b"second" * 300),
     ("0001.mp4", b"first"),
-    ("0001.json", b"{}"),
+    ("0001.vtt", b"{}"),
     ("deep/er/0003.webm", bytes(range(256)) * 7),
     ("deep/" + "n" * 150 + ".mkv", b"a name longer than a ustar header holds"),
     ("./0004.mp4", b"."),
@@ -79,7 +79,7 @@ def test_equal_names_inside_a_tar_get_two_ids_in_the_order_of_the_tar(tmp_path: 
 def test_a_glob_of_tars_reads_their_members(tmp_path: Path) -> None:
     (tmp_path / "d").mkdir()
     make_tar(tmp_path / "d" / "2.tar", [("a.mp4", b"2")])
-    make_tar(tmp_path / "d" / "1.tar", [("a.mp4", b"1"), ("a.txt", b"1")])
+    make_tar(tmp_path / "d" / "1.tar", [("a.mp4", b"1"), ("a.nfo", b"1")])
     listing = listed(tmp_path / "*" / "*.tar")
     assert names(listing) == ["d/1.tar/a.mp4", "d/2.tar/a.mp4"]
     assert listing.num_ignored == 1

@@ -110,6 +110,8 @@ def choose_source(
         )
         for loss in ruled_out
     ]
+    if source.metadata_lost:
+        losses.append(source_loss(source, "list", "metadata", source.metadata_lost))
     if info.cut_off:
         cut = source_loss(source, "probe", "truncated", describe_cut(info))
         losses.append(replace(cut, num_frames=_missing_samples(config, source, info)))
@@ -174,7 +176,8 @@ def _skipped(config: RunConfig, info: VideoInfo) -> str:
 def _missing_samples(config: RunConfig, source: Source, info: VideoInfo) -> int:
     """Frames that would have been selected from the missing end of a cut-off file, about."""
     sampler, value = config.sampling()
-    if source.ranges or sampler.endswith("num-frames") or sampler == "keyframes":
+    has_limits = any((x.start_seconds, x.stop_seconds) != (None, None) for x in source.ranges)
+    if has_limits or sampler.endswith("num-frames") or sampler == "keyframes":
         return 0
     if sampler == "every-frame":
         return info.missing_frames * config.num_views
