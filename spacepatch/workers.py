@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import queue
+import shutil
 import signal
 import threading
 import time
@@ -14,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing import get_all_start_methods, get_context, parent_process
 from multiprocessing.context import BaseContext
+from multiprocessing.util import get_temp_dir
 from types import TracebackType
 from typing import Any
 
@@ -155,7 +157,7 @@ class WorkerPool:
             max_workers=self.workers,
             max_tasks=MAX_JOBS_PER_WORKER,
             initializer=_start_worker,
-            initargs=(self._beats, self._worker_memory),
+            initargs=(self._beats, self._worker_memory, get_temp_dir()),
             context=self._context,
         )
 
@@ -353,12 +355,12 @@ def beat() -> None:
         _beats[_slot] += 1
 
 
-def _start_worker(beats: Any, memory: int) -> None:
+def _start_worker(beats: Any, memory: int, folder: str) -> None:
     global _beats
     _beats = beats
     # Ctrl-C reaches the whole process group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, daemon=True).start()
+    threading.Thread(target=_die_with_parent, args=(folder,), daemon=True).start()
     import spacepatch.preloaded  # noqa: F401  # where no server has
 
     limit_itself(memory)
@@ -367,11 +369,17 @@ def _start_worker(beats: Any, memory: int) -> None:
     gc.freeze()
 
 
-def _die_with_parent() -> None:
-    """A worker whose parent was killed must not decode on, or hang on, for nobody."""
+def _die_with_parent(folder: str) -> None:
+    """A worker whose parent was killed must not decode on, or hang on, for nobody.
+
+    Args:
+        folder: for temporary files of its parent, who has not removed it: Ray, for one, ends what
+            is idle by force.
+    """
     parent = parent_process()
     assert parent is not None, "a worker is started by somebody"
     parent.join()
+    shutil.rmtree(folder, ignore_errors=True)
     os._exit(1)
 
 
