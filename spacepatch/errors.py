@@ -72,7 +72,7 @@ class MissingDependencyError(SpacepatchError):
 
 
 class WorkerError(SpacepatchError):
-    """Worker processes cannot be started here."""
+    """Worker processes cannot be started, here or on a cluster, or go on being lost."""
 
 
 class LossLimitError(SpacepatchError):

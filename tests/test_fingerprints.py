@@ -109,6 +109,10 @@ OTHER = {
     "limit": 3,
     "split": "a=1",
     "workers": 3,
+    "executor": "ray",
+    "address": "ray:1",
+    "cpus_per_task": 3,
+    "gpus_per_task": 0.5,
     "probe": "header",
     "timeout": 3.0,
     "max_losses": "3",
@@ -123,6 +127,7 @@ NEEDS: dict[str, dict[str, Any]] = {
     "kind": {"kind": "latents", "encoder": "tae:vae"},
     "encoder": {"kind": "latents", "encoder": "tae:vae"},
     "pixel_patch": {"encoder": "tae:vae", "also": "pixels"},
+    **{key: {"executor": "ray"} for key in ("address", "cpus_per_task", "gpus_per_task")},
     **{
         key: {"encoder": "tae:vae"}
         for key in EncodeFields.model_fields.keys() - {"kind", "encoder", "pixel_patch"}
@@ -141,7 +146,9 @@ def test_a_setting_changes_the_fingerprint_it_belongs_to_and_no_other(key: str) 
     assert changed == ([] if fingerprint_of(key) == "run" else [fingerprint_of(key)])
 
 
-@pytest.mark.parametrize("key", ["workers", "probe", "timeout", "worker_memory", "max_losses"])
+@pytest.mark.parametrize(
+    "key", ["workers", "probe", "timeout", "worker_memory", "max_losses", "executor", "address"]
+)
 def test_what_shapes_no_byte_is_in_no_fingerprint(key: str) -> None:
     assert fingerprint_of(key) == "run"
 

@@ -25,6 +25,7 @@ PACKAGES = (
     "diffusers",
     "scikit-learn",
     "scipy",
+    "ray",
 )
 
 

@@ -105,6 +105,30 @@ class RunFields(BaseModel):
     workers: int | None = setting(
         None, "run", "Worker processes; default: one a core (cgroup limits respected).", ge=1
     )
+    executor: str = setting(
+        "local", "run", "Where shards are made: by workers here (local), or by a Ray cluster (ray)."
+    )
+    address: str | None = setting(
+        None,
+        "run",
+        "HOST:PORT of the head of a Ray cluster that this machine is a node of, or local: one is "
+        "started here. Default: RAY_ADDRESS, else the cluster that runs here, else local.",
+    )
+    cpus_per_task: int = setting(
+        1,
+        "run",
+        "CPUs, and worker processes, of a shard on Ray. With 1 none waits for another at a "
+        "shard's end; more where there are fewer shards than CPUs, or little memory.",
+        ge=1,
+        le=1024,
+    )
+    gpus_per_task: float | None = setting(
+        None,
+        "run",
+        "GPUs of a shard on Ray, such as 0.5. Default: 1 where --device is cuda, else 0.",
+        ge=0,
+        le=64,
+    )
     probe: str = setting(
         "packets",
         "run",

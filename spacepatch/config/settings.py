@@ -87,6 +87,7 @@ WORDS = (
     "packer",
     "balance",
     "index",
+    "executor",
     "probe",
 )
 """Settings that take a word of a closed list, see `choices_of`."""
@@ -128,6 +129,7 @@ class RunConfig(
         self._check_size()
         self._check_tokens()
         self._check_memory()
+        self._check_executor()
         if self.window is not None and self.packer != "first-fit":
             raise ValueError(f"window is for packer first-fit, not {self.packer}")
         if self.cut_to_fit and self.packer != "best-fit-decreasing":
@@ -148,6 +150,19 @@ class RunConfig(
                 f"worker_memory {self.worker_memory} is less than a worker{torch} takes to start: "
                 f"give {least} at least"
             )
+
+    def _check_executor(self) -> None:
+        if self.executor == "ray":
+            if ":" in self.device:
+                raise ValueError(
+                    f"device {self.device}: Ray gives each task its own GPU: say cuda, and "
+                    "gpus_per_task"
+                )
+            return
+        for key in ("address", "cpus_per_task", "gpus_per_task"):
+            value = getattr(self, key)
+            if value != RunFields.model_fields[key].default:
+                raise ValueError(f"{key} {value} is for executor ray, not {self.executor}")
 
     def _check_sampler(self) -> None:
         by_time = not (self.every_frame or self.keyframes or self.stride)

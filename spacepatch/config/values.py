@@ -13,6 +13,7 @@ def choices_of(key: str) -> tuple[str, ...]:
     """The words that a setting takes; the dicts of the stages are the one list of them."""
     from spacepatch import clips, decode, packers, resize, tubelets
     from spacepatch.balancing import BALANCES
+    from spacepatch.executors import EXECUTORS
     from spacepatch.latents.encoders import DTYPES, POSTERIORS
     from spacepatch.normalization import NORMALIZATIONS
     from spacepatch.token_dtypes import LATENT_DTYPES
@@ -36,6 +37,7 @@ def choices_of(key: str) -> tuple[str, ...]:
         "tail": tubelets.TAILS,
         "long": clips.LONG_POLICIES,
         "packer": packers.ALL_PACKERS,
+        "executor": EXECUTORS,
         "probe": ("packets", "header"),
         "balance": BALANCES,
         "index": ("auto", "full", "compact"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -75,7 +75,7 @@ def run_tasks(
     encoder: EncoderSettings | None = None,
     on_job: Callable[[JobReport], None] = lambda report: None,
     on_decoded: Callable[[], None] = lambda: None,
-) -> Iterator[TaskReport]:
+) -> Generator[TaskReport]:
     """Make the shards of `tasks`, the jobs of the next one starting while one is written.
 
     What is written depends on the plan and on what could be decoded, never on workers, on the order

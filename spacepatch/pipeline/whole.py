@@ -7,13 +7,14 @@ import os
 import shlex
 from collections import Counter
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from spacepatch.config import RunConfig, parse_bytes
 from spacepatch.data import POLICY_REASONS, Loss, Task, TaskReport
 from spacepatch.errors import ConfigError, LossLimitError, ResumeError, ShardError
+from spacepatch.executors import EXECUTORS, check_executor
 from spacepatch.limits import available_cores
 from spacepatch.packers import check_packer
 from spacepatch.pipeline.encoders import Encoded, resolve_encoder, stride_note
@@ -28,7 +29,7 @@ from spacepatch.pipeline.folder import check_folder, clear_folder
 from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
 from spacepatch.pipeline.planning import plan_run, probe_sources
 from spacepatch.pipeline.resuming import check_inputs, check_plan
-from spacepatch.pipeline.running import JobReport, pending_tasks, run_tasks
+from spacepatch.pipeline.running import JobReport, pending_tasks
 from spacepatch.ranks import Rank, note_of_processes
 from spacepatch.selection import parse_share, select_sources
 from spacepatch.shards import shard_stem
@@ -264,6 +265,7 @@ def make_plan(
 
 def _resolve(config: RunConfig, pool: WorkerPool, watch: Watch) -> Encoded:
     check_packer(config.packer)
+    check_executor(config.executor)
     encoded = resolve_encoder(config, pool)
     if note := stride_note(config, encoded.facts):
         watch.on_note(note)
@@ -314,17 +316,12 @@ def _run(
     losses = LossCount(plan, limit)
     left = {task.number for task in pending}
     losses.add(finished_losses(out, plan, [task for task in plan.tasks if task.number not in left]))
-    for report in run_tasks(
-        plan,
-        pending,
-        folder=out,
-        pool=pool,
-        encoder=encoded.settings,
-        on_job=watch.on_job,
-        on_decoded=pool.retire,
-    ):
-        watch.on_task(report)
-        losses.add(report.losses)
+    executor = EXECUTORS[config.executor](config=config, encoder=encoded.settings, pool=pool)
+    reports = executor.run(plan, pending, folder=out, on_job=watch.on_job, on_note=watch.on_note)
+    with closing(reports):
+        for report in reports:
+            watch.on_task(report)
+            losses.add(report.losses)
 
 
 class LossCount:
