@@ -19,6 +19,10 @@ class Rank:
     world_size: int
     """How many there are."""
 
+    def __post_init__(self) -> None:
+        if not 0 <= self.number < self.world_size:
+            raise ValueError(f"rank {self.number} is none of {self.world_size}")
+
     def __str__(self) -> str:
         return f"rank {self.number} of {self.world_size}"
 

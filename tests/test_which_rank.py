@@ -76,6 +76,12 @@ def test_every_process_of_every_element_is_another_rank() -> None:
     assert sorted(n for rank in found if rank for n in range(100) if rank.owns(n)) == [*range(100)]
 
 
+@pytest.mark.parametrize("number", [-1, 4])
+def test_a_rank_beyond_its_world_is_a_mistake(number: int) -> None:
+    with pytest.raises(ValueError, match=f"rank {number} is none of 4"):
+        Rank(number, 4)
+
+
 def test_an_array_of_pbs_does_not_say_how_many_and_is_told() -> None:
     assert parse_rank("auto", 8, {"PBS_ARRAY_INDEX": "7"}) == Rank(7, 8)
     assert parse_rank("auto", 8, {"PBS_ARRAYID": "0"} | STEP) == Rank(3, 8)
