@@ -112,8 +112,8 @@ def test_a_node_that_is_killed_and_one_that_is_added_change_no_byte(
         time.sleep(0.02)
     wait_for_receipts(driver, out, 3)
     orphans = kill(victim)
-    add_node(cluster)
     before = len(receipts(out))
+    add_node(cluster)
     printed, said = driver.communicate(timeout=SECONDS)
 
     assert driver.returncode == DONE_WITH_LOSSES, said
