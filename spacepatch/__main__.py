@@ -2,7 +2,9 @@
 
 import gc
 import os
+import signal
 import sys
+from types import FrameType
 
 WITH_WORKERS = ("tokenize", "plan", "probe", "bench")
 """Commands that begin with work for all cores."""
@@ -10,10 +12,19 @@ WITH_WORKERS = ("tokenize", "plan", "probe", "bench")
 
 def main() -> None:
     """Run the command line."""
+    # Nothing has begun yet, and there is nothing to say. An exception would not do: what is being
+    # imported may make another one of it.
+    for number in (signal.SIGINT, signal.SIGTERM):
+        if signal.getsignal(number) is not signal.SIG_IGN:
+            signal.signal(number, _leave)
     try:
         _main()
     except KeyboardInterrupt:
-        sys.exit(130)  # so early that there is nothing to say
+        sys.exit(130)
+
+
+def _leave(number: int, frame: FrameType | None) -> None:
+    os._exit(130)
 
 
 def _main() -> None:
@@ -29,6 +40,8 @@ def _main() -> None:
     from spacepatch import cli
 
     gc.enable()
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     cli.main()
 
 

@@ -75,10 +75,12 @@ def _context() -> BaseContext:
     """How workers start: forked from a server, which imports once for all, where there can be one;
     it begins to import now."""
     if "forkserver" in get_all_start_methods():
-        from multiprocessing import forkserver
+        from multiprocessing import forkserver, resource_tracker
 
         context = get_context("forkserver")
         context.set_forkserver_preload(["spacepatch.preloaded"])
+        # Or the server starts it, which lets Ctrl-C through again, to a server that yet imports.
+        resource_tracker.ensure_running()
         # It listens on a socket in the folder for temporary files, whose path may be too long.
         with suppress(OSError), _without_interrupts():
             forkserver.ensure_running()
