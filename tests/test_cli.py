@@ -196,30 +196,6 @@ def test_doctor_works_without_a_problem() -> None:
     assert {"h264", "hevc", "av1", "vp9"} <= set(facts["decoders"])
 
 
-def test_a_full_disk_is_one_line_and_resumes(sample_clips: Path, tmp_path: Path) -> None:
-    if os.geteuid() != 0:
-        pytest.skip("needs root to mount a small tmpfs")
-    small = tmp_path / "small"
-    small.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=3m", "tmpfs", str(small)], capture_output=True
-    )
-    if mounted.returncode:
-        pytest.skip("tmpfs cannot be mounted here")
-    try:
-        arguments = ["tokenize", str(sample_clips), "--out", str(small / "out"), "--fps", "2"]
-        done = run(*arguments)
-        assert done.returncode == 1
-        assert "No space left" in done.stderr
-        assert "Traceback" not in done.stderr
-        assert not list((small / "out").glob("*.tar"))
-        subprocess.run(["mount", "-o", "remount,size=64m", str(small)], check=True)
-        assert run(*arguments).returncode == 3
-        assert run("verify", str(small / "out")).returncode == 0
-    finally:
-        subprocess.run(["umount", str(small)], check=True)
-
-
 def test_inspect_of_a_plan_that_was_never_run_shows_its_losses(
     sample_clips: Path, tmp_path: Path
 ) -> None:

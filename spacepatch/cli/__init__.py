@@ -79,6 +79,7 @@ def options(
 
 HINTS = {
     errno.ENOSPC: "; the run resumes when there is room",
+    errno.EDQUOT: "; the run resumes when there is room",
     errno.EACCES: "; give another --out, or leave to write there",
     errno.EROFS: "; give another --out, this one cannot be written",
 }
