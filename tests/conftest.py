@@ -4,13 +4,14 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 import pytest
 from filelock import FileLock
 from numbered_clips import ClipOf, make_numbered
+from s3_server import S3Server, s3_server
 from small_runs import LOADED, make_dataset
 
 if TYPE_CHECKING:
@@ -204,6 +205,13 @@ def keys(tiny: Path) -> "list[Key]":
     from tiny_packs import keys_of
 
     return keys_of(tiny)
+
+
+@pytest.fixture(scope="session")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
+    """A real S3 endpoint; a test makes a bucket of its own and leaves no faults behind."""
+    with s3_server(tmp_path_factory.mktemp("s3")) as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
