@@ -5,10 +5,9 @@ from __future__ import annotations
 import csv
 import glob
 import hashlib
+import io
 import itertools
-import json
 import os
-import re
 import stat
 import tarfile
 from collections import Counter
@@ -17,11 +16,15 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from spacepatch.data import ClipRange, Source
 from spacepatch.errors import ConfigError
+from spacepatch.manifests import EXTENSIONS as MANIFEST_EXTENSIONS
+from spacepatch.manifests import ListBase, manifest_rows, parse_seconds
 from spacepatch.metadata import jsonable
+from spacepatch.remote import is_url, open_source, shown, size_of
+from spacepatch.remote.stores import explain
+from spacepatch.remote.urls import check_url, name_in
 from spacepatch.tars import metas_path, read_tar
 
 VIDEO_EXTENSIONS = frozenset(
@@ -59,7 +62,8 @@ class Listing:
 class _Found:
     """One file or member before identities are given."""
 
-    path: Path
+    path: Path | str
+    """A local path, or a URL."""
     name: str
     member: str = ""
     offset: int | None = None
@@ -68,15 +72,19 @@ class _Found:
     metadata_lost: str = ""
 
 
-def list_sources(arguments: Iterable[str], *, root: Path | None = None) -> Listing:
-    """Resolve SOURCE arguments: files, folders, globs, ``@list.txt``, manifests, WebDataset tars.
+def list_sources(
+    arguments: Iterable[str], *, root: Path | str | None = None, allow_network: bool = False
+) -> Listing:
+    """Resolve SOURCE arguments: files, folders, globs, ``@list.txt``, manifests, WebDataset tars,
+    each of them also at a URL.
 
     The order is the arguments' order and, within one, that of the bytes of the names: never the
     file system's.
 
     Args:
-        root: what paths in lists and manifests are relative to and must stay under; by default
-            the folder of the list or manifest.
+        root: what paths in lists and manifests are relative to and must stay under, a folder or
+            the URL of one; by default the folder of the list or manifest.
+        allow_network: whether web servers may be asked, see `spacepatch.remote.web`.
 
     Raises:
         ConfigError: an argument names nothing, or a manifest points outside its root.
@@ -85,8 +93,9 @@ def list_sources(arguments: Iterable[str], *, root: Path | None = None) -> Listi
     missing: list[Source] = []
     ignored = 0
     ordinals: Counter[tuple[str, str]] = Counter()
+    base = ListBase.of(root, allow_network)
     for number, argument in enumerate(arguments):
-        found, skipped = _expand(argument, root)
+        found, skipped = _expand(argument, base)
         ignored += skipped
         for item in found:
             ordinal = ordinals[item.name, item.member]
@@ -119,8 +128,9 @@ def content_id(path: str, *, offset: int | None = None, num_bytes: int) -> str:
         offset, num_bytes: where a tar's member lies; a plain file has the size that it has now.
     """
     block = 64 * 1024
-    with Path(path).open("rb") as file:
-        size = os.fstat(file.fileno()).st_size if offset is None else num_bytes
+    there = size_of(path)
+    with open_source(path) as file:
+        size = there if offset is None else num_bytes
         digest = hashlib.blake2b(size.to_bytes(8, "little"), digest_size=16)
         for start in (0, max(size - block, 0)):
             file.seek((offset or 0) + start)
@@ -128,19 +138,29 @@ def content_id(path: str, *, offset: int | None = None, num_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def _expand(argument: str, root: Path | None) -> tuple[list[_Found], int]:
-    if "://" in argument:
-        raise ConfigError(f"{argument}: only local paths can be read so far; copy or mount it")
-    if argument.startswith("@"):
-        return _read_list(Path(argument[1:]), root), 0
+def _expand(argument: str, base: ListBase) -> tuple[list[_Found], int]:
+    is_list = argument.startswith("@")
+    argument = argument.removeprefix("@")
+    if is_url(argument):
+        try:
+            argument = check_url(argument, allow_network=base.allow_network)
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+        if is_url(argument):
+            try:
+                return _expand_url(argument, base, is_list)
+            except OSError as error:
+                raise explain(argument, error) from None
     path = Path(argument)
+    if is_list:
+        return _read_list(path, base), 0
     if argument and path.is_dir():
         return _walk(path)
     if path.is_file():
         extension = path.suffix.lower().lstrip(".")
-        if extension in ("csv", "jsonl", "parquet"):
-            return _read_manifest(path, root), 0
-        if _is_tar(path):
+        if extension in MANIFEST_EXTENSIONS:
+            return _read_manifest(path, base), 0
+        if _is_tar(path.name):
             return _read_tar(path, printable(path.name))
         return [_file(path.absolute(), printable(path.name))], 0
     if glob.has_magic(argument):
@@ -148,6 +168,43 @@ def _expand(argument: str, root: Path | None) -> tuple[list[_Found], int]:
     there = argument and path.exists()
     what = "neither a regular file nor a folder" if there else "no such file or folder"
     raise ConfigError(f"{argument or repr(argument)}: {what}")
+
+
+def _expand_url(url: str, base: ListBase, is_list: bool) -> tuple[list[_Found], int]:
+    """What `_expand` makes of a path, of the objects of a store."""
+    from spacepatch.remote.listing import kind_of, objects_below, objects_like
+
+    kind = kind_of(url)
+    if is_list:
+        if kind != "file":
+            raise ConfigError(f"@{shown(url)}: no such list")
+        return _read_list(url, base), 0
+    if kind == "folder":
+        entries, ignored = objects_below(url, _is_media)
+        return _sorted(
+            [_Found(e.url, printable(e.name), num_bytes=e.size) for e in entries]
+        ), ignored
+    if kind == "file":
+        name = printable(name_in(url))
+        extension = PurePosixPath(name).suffix.lower().lstrip(".")
+        if extension in MANIFEST_EXTENSIONS:
+            return _read_manifest(url, base), 0
+        if _is_tar(name):
+            return _read_tar(url, name)
+        return [_Found(url, name, num_bytes=size_of(url))], 0
+    found: list[_Found] = []
+    ignored = 0
+    for entry in objects_like(url):
+        name = printable(entry.name)
+        if _is_tar(name):
+            members, skipped = _read_tar(entry.url, name)
+            found += members
+            ignored += skipped
+        else:
+            found.append(_Found(entry.url, name, num_bytes=entry.size))
+    if not found and not ignored:
+        raise ConfigError(f"{shown(url)}: the pattern matches no object")
+    return _sorted(found), ignored
 
 
 def printable(name: str) -> str:
@@ -193,7 +250,7 @@ def _glob(pattern: str) -> tuple[list[_Found], int]:
     ignored = 0
     for path in map(Path, glob.glob(pattern, recursive=True)):
         name = printable(path.relative_to(fixed).as_posix())
-        if _is_tar(path):
+        if _is_tar(path.name):
             members, skipped = _read_tar(path, name)
             found += members
             ignored += skipped
@@ -226,25 +283,47 @@ def _blaming(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}: {error}") from None
 
 
-def _read_list(path: Path, root: Path | None) -> list[_Found]:
-    if not path.is_file():
+def _named(uri: str, where: Path | str, base: ListBase) -> _Found:
+    """What the list at `where` names, of an object without its size."""
+    place, name = base.find(uri, where)
+    if isinstance(place, Path):
+        return _file(place, printable(name))
+    return _Found(place, printable(name))
+
+
+def _measured(found: Iterable[_Found]) -> list[_Found]:
+    """The same, with the sizes of those at URLs, which are asked for side by side."""
+    from spacepatch.remote.listing import sizes_of
+
+    items = list(found)
+    remote = [item for item in items if isinstance(item.path, str)]
+    for item, size in zip(remote, sizes_of([str(item.path) for item in remote]), strict=True):
+        item.num_bytes = size
+    return items
+
+
+def _read_list(path: Path | str, base: ListBase) -> list[_Found]:
+    if isinstance(path, Path) and not path.is_file():
         raise ConfigError(f"@{path}: no such list")
     found = []
-    text = path.read_text(encoding="utf-8-sig", errors="surrogateescape")
+    with io.TextIOWrapper(
+        open_source(path, anew=True), "utf-8-sig", errors="surrogateescape"
+    ) as file:
+        text = file.read()
     for number, line in enumerate(text.split("\n"), start=1):
         if line.strip() and not line.startswith("#"):
-            with _blaming(f"{path}: line {number}"):
-                found.append(_below(line.strip(), root or path.parent))
-    return found
+            with _blaming(f"{shown(str(path))}: line {number}"):
+                found.append(_named(line.strip(), path, base))
+    return _measured(found)
 
 
-def _read_manifest(path: Path, root: Path | None) -> list[_Found]:
+def _read_manifest(path: Path | str, base: ListBase) -> list[_Found]:
     """One source a uri, one clip range a row; the order is that of first mention."""
     by_uri: dict[str, _Found] = {}
     seen: set[tuple[str, Fraction, Fraction | None]] = set()
-    rows = _manifest_rows(path)
+    rows = manifest_rows(path)
     for number in itertools.count(1):
-        with _blaming(f"{path}: row {number}"):
+        with _blaming(f"{shown(str(path))}: row {number}"):
             row = next(rows, None)
             if row is None:
                 break
@@ -252,88 +331,46 @@ def _read_manifest(path: Path, root: Path | None) -> list[_Found]:
             if not uri or not isinstance(uri, str):
                 raise ValueError(f"has no uri; columns are {', '.join(row)}")
             if uri not in by_uri:
-                by_uri[uri] = _below(uri, root or path.parent)
-            start, stop = _seconds(row, "start"), _seconds(row, "end")
+                by_uri[uri] = _named(uri, path, base)
+            start, stop = parse_seconds(row, "start"), parse_seconds(row, "end")
             if stop is not None and stop <= (start or 0):
                 raise ValueError(f"end {row['end']} is not after {row.get('start') or 0}")
             asked = uri, start or Fraction(0), stop
             if asked in seen:
-                raise ValueError(f"repeats the range of an earlier row of {uri}")
+                raise ValueError(f"repeats the range of an earlier row of {shown(uri)}")
             seen.add(asked)
             extra = {key: value for key, value in row.items() if key not in RESERVED_COLUMNS}
             by_uri[uri].ranges.append(ClipRange(start, stop, jsonable(extra)))
-    return list(by_uri.values())
+    return _measured(by_uri.values())
 
 
-def _manifest_rows(path: Path) -> Iterator[dict[str, Any]]:
-    kind = path.suffix.lower()
-    if kind == ".csv":
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            for row in csv.DictReader(file):
-                if None in row:
-                    raise ValueError("more cells than the header has; quote commas")
-                yield row
-    elif kind == ".jsonl":
-        # Lines end at \n alone: U+2028 may be part of a caption.
-        with path.open(newline="\n", encoding="utf-8-sig") as file:
-            for line in filter(str.strip, file):
-                row = json.loads(line)
-                if not isinstance(row, dict):
-                    raise ValueError("no JSON object")
-                yield row
-    else:
-        import pyarrow.parquet as parquet
-
-        for batch in parquet.ParquetFile(path).iter_batches():
-            yield from batch.to_pylist()
+def _is_tar(name: str) -> bool:
+    return name.lower().endswith(TAR_EXTENSIONS)
 
 
-def _below(uri: str, root: Path) -> _Found:
-    """A path that a list or manifest names: resolved, and a ValueError outside its root."""
-    base = root.resolve()
-    try:
-        path = (base / uri).resolve()
-    except ValueError:  # NUL, or half a surrogate pair
-        path = None
-    if path is None or "://" in uri:
-        raise ValueError(f"{uri!r} is no local path")
-    if not path.is_relative_to(base):
-        raise ValueError(f"{uri} lies outside {base}; say where the files lie with --root")
-    return _file(path, printable(path.relative_to(base).as_posix()))
+def _is_there(place: str) -> bool:
+    if not is_url(place):
+        return Path(place).is_file()
+    from spacepatch.remote.listing import kind_of
+
+    return kind_of(place) == "file"
 
 
-def _seconds(row: dict[str, Any], column: str) -> Fraction | None:
-    """`3.5`, `90` or `1:02:03.5` to seconds; None where empty."""
-    value = row.get(column)
-    if value is None or value == "" or value != value:  # NaN of a parquet column
-        return None
-    number = r"(?:\d{1,9}(?:\.\d*)?|\.\d+)(?:e[+-]?\d\d?)?"
-    clock = rf"(?:(?:(\d{{1,9}}):)?(\d{{1,9}}):)?({number})"
-    match = re.fullmatch(clock, str(value).strip().lower())
-    if match is None:
-        raise ValueError(f"{column} {value!r} is no time; write seconds or H:MM:SS")
-    hours, minutes, seconds = match.groups("0")
-    return (int(hours) * 60 + int(minutes)) * 60 + Fraction(seconds)
-
-
-def _is_tar(path: Path) -> bool:
-    return path.name.lower().endswith(TAR_EXTENSIONS)
-
-
-def _read_tar(path: Path, name: str) -> tuple[list[_Found], int]:
+def _read_tar(path: Path | str, name: str) -> tuple[list[_Found], int]:
     """Videos inside a tar, by offset: nothing is extracted and no member's name becomes a path."""
-    paths = [path]
-    metas = metas_path(path.absolute().as_posix())
-    if metas is not None and Path(metas).is_file():
-        paths.append(Path(metas))
-    what = f"{' or '.join(map(str, paths))}: not a plain tar that can be read"
+    place = path if isinstance(path, str) else path.absolute()
+    places = [place]
+    metas = metas_path(place if isinstance(place, str) else place.as_posix())
+    if metas is not None and _is_there(metas):
+        places.append(metas)
+    what = f"{' or '.join(shown(str(place)) for place in places)}: not a plain tar that can be read"
     with _blaming(what), ExitStack() as stack:
-        files = [stack.enter_context(p.open("rb")) for p in paths]
+        files = [stack.enter_context(open_source(place, anew=True)) for place in places]
         videos, ignored = read_tar(*files, is_media=_is_media)
     found = []
     for video in videos:
-        place = video.offset, video.num_bytes
+        where = video.offset, video.num_bytes
         ranges = [ClipRange(None, None, video.extra)] if video.extra else []
         lost = video.metadata_lost
-        found.append(_Found(path.absolute(), name, printable(video.name), *place, ranges, lost))
+        found.append(_Found(place, name, printable(video.name), *where, ranges, lost))
     return _sorted(found), ignored

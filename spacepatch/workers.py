@@ -127,6 +127,7 @@ class WorkerPool:
         patience: seconds that a free worker may leave a job lying, before the pool is taken for
             broken; `timeout` at least.
         worker_memory: bytes that a worker may have, without those it shares with the parent.
+        prepare: called in each worker before its first job; can be pickled.
     """
 
     def __init__(
@@ -136,12 +137,14 @@ class WorkerPool:
         timeout: float,
         worker_memory: int = WORKER_MEMORY,
         patience: float = LEAST_PATIENCE_SECONDS,
+        prepare: Callable[[], None] | None = None,
     ) -> None:
         self._context = _KeepingContext(_context())
         self.capacity = workers * IN_FLIGHT_PER_WORKER
         self.workers = workers
         self._timeout = timeout
         self._worker_memory = worker_memory
+        self._prepare = prepare
         self._patience = max(timeout, patience)
         self._beats = self._context.RawArray("Q", self.capacity)
         self._slots = list(range(self.capacity))
@@ -159,7 +162,7 @@ class WorkerPool:
             max_workers=self.workers,
             max_tasks=MAX_JOBS_PER_WORKER,
             initializer=_start_worker,
-            initargs=(self._beats, self._worker_memory, get_temp_dir()),
+            initargs=(self._beats, self._worker_memory, get_temp_dir(), self._prepare),
             context=self._context,
         )
 
@@ -357,7 +360,7 @@ def beat() -> None:
         _beats[_slot] += 1
 
 
-def _start_worker(beats: Any, memory: int, folder: str) -> None:
+def _start_worker(beats: Any, memory: int, folder: str, prepare: Callable[[], None] | None) -> None:
     global _beats
     _beats = beats
     # Ctrl-C reaches the whole process group; only the parent decides what it means.
@@ -365,6 +368,8 @@ def _start_worker(beats: Any, memory: int, folder: str) -> None:
     threading.Thread(target=_die_with_parent, args=(folder,), daemon=True).start()
     import spacepatch.preloaded  # noqa: F401  # where no server has
 
+    if prepare is not None:
+        prepare()
     limit_itself(memory)
     give_back_large_blocks()
     # What is loaded now stays: the collections after each job need not look at it.

@@ -40,6 +40,8 @@ class Fault:
     of the body, with a Content-Length that says that this is all of it)."""
     count: int | None = None
     """The next so many matching requests; None for all."""
+    after: int = 0
+    """Of each request (method and target), the first so many are spared."""
     probability: float = 1.0
     """Of each matching request: drawn from (seed, method, target, how often it came), so that it
     does not hang on the order in which requests arrive."""
@@ -254,7 +256,7 @@ class _Faulty:
             times = self._seen[method, target] = self._seen.get((method, target), 0) + 1
             for index, fault in enumerate(self._faults):
                 left = self._left[index]
-                if left == 0 or not re.fullmatch(fault.method, method):
+                if left == 0 or times <= fault.after or not re.fullmatch(fault.method, method):
                     continue
                 if not re.search(fault.target, target):
                     continue

@@ -16,7 +16,8 @@ Sources = Annotated[
     list[str],
     typer.Argument(
         metavar="SOURCE...",
-        help="Videos: files, folders, globs, @list.txt, manifests (.csv .jsonl .parquet), .tar.",
+        help="Videos: files, folders, globs, @list.txt, manifests (.csv .jsonl .parquet), .tar; "
+        "here or at s3://, gs://, hf://, https://.",
         show_default=False,
     ),
 ]
@@ -25,8 +26,13 @@ ConfigFile = Annotated[
 ]
 Preset = Annotated[str | None, typer.Option("--preset", help="Named settings that come with it.")]
 Root = Annotated[
-    Path | None,
-    typer.Option("--root", help="What paths in lists and manifests are relative to."),
+    str | None,
+    typer.Option(
+        "--root", help="What paths in lists and manifests are relative to: a folder, or its URL."
+    ),
+]
+AllowNetwork = Annotated[
+    bool, typer.Option("--allow-network", help="Read http:// and https:// addresses.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 Overwrite = Annotated[

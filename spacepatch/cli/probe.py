@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import typer
 
-from spacepatch.cli.options import Json, Sources
+from spacepatch.cli.options import AllowNetwork, Json, Sources
 
 EXAMPLE = "Example:  spacepatch probe holiday.mp4 --json"
 
 
-def command(sources: Sources, json: Json = False) -> None:
+def command(sources: Sources, json: Json = False, allow_network: AllowNetwork = False) -> None:
     """Show container, codec, size, rotation, colour, frames and times of videos."""
     from spacepatch.cli import display
     from spacepatch.config import RunConfig
     from spacepatch.pipeline import list_inputs, make_pool
     from spacepatch.pipeline.planning import probe_sources
 
-    config = RunConfig()
+    config = RunConfig(allow_network=allow_network)
     listing = list_inputs(sources, config, root=None)
     with make_pool(config) as pool:
         found = probe_sources(listing.sources, config, pool)

@@ -129,11 +129,27 @@ class RunFields(BaseModel):
         ge=0,
         le=64,
     )
-    probe: str = setting(
-        "packets",
+    probe: str | None = setting(
+        None,
         "run",
         "What planning reads: packets (each file once), or header: of MP4 and MOV with an index "
-        "the header and the first bytes of keyframes, of others the packets.",
+        "the header and the first bytes of keyframes, of others the packets. Default: header for "
+        "sources at URLs, packets for files.",
+    )
+    allow_network: bool = setting(
+        False,
+        "run",
+        "Read http:// and https:// addresses, also those in lists. Addresses inside private "
+        "networks are refused, unless a SOURCE argument names one as such.",
+    )
+    cache_bytes: str = setting(
+        "10GB",
+        "run",
+        "What blocks of remote sources may take on the local disk, for all processes together; 0: "
+        "none are kept.",
+    )
+    cache_dir: str | None = setting(
+        None, "run", "Folder of these blocks; default: ~/.cache/spacepatch, or in XDG_CACHE_HOME."
     )
     timeout: float = setting(
         60.0, "run", "Seconds without a new frame until a video is given up.", gt=0, le=1e9
@@ -155,6 +171,18 @@ class RunFields(BaseModel):
         elif value is not None:
             parse_share(info.field_name, str(value), 0)
         return None if value is None else str(value)
+
+    @field_validator("cache_bytes", mode="before")
+    @classmethod
+    def _cache_size(cls, value: Any) -> str:
+        if str(value).strip() != "0":
+            parse_bytes(str(value))
+        return str(value)
+
+    @property
+    def cache_capacity(self) -> int:
+        """Bytes."""
+        return 0 if self.cache_bytes.strip() == "0" else parse_bytes(self.cache_bytes)
 
     @field_validator("worker_memory", mode="before")
     @classmethod

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import struct
 from collections.abc import Iterator
+from typing import BinaryIO
 
 from spacepatch.decode.magic import ENCRYPTED
 from spacepatch.errors import ProbeError
@@ -17,7 +17,7 @@ PER_SAMPLE_FIELDS = 0xF00
 """Flags of a `trun` of which each stands for 4 bytes a sample."""
 
 
-def check_boxes(file: io.BufferedReader, *, start: int, num_bytes: int, max_samples: int) -> None:
+def check_boxes(file: BinaryIO, *, start: int, num_bytes: int, max_samples: int) -> None:
     """Refuse a file that claims more samples than it has bytes, or none that can be seen.
 
     FFmpeg takes 70 bytes for each sample that a table claims, and a table that says "10**8 samples
@@ -57,9 +57,7 @@ def check_boxes(file: io.BufferedReader, *, start: int, num_bytes: int, max_samp
         raise ProbeError(ENCRYPTED, reason="encrypted")
 
 
-def media_ranges(
-    file: io.BufferedReader, *, start: int, num_bytes: int
-) -> tuple[tuple[int, int], ...]:
+def media_ranges(file: BinaryIO, *, start: int, num_bytes: int) -> tuple[tuple[int, int], ...]:
     """Where a file holds media data, if its header lists all samples; empty if it may not.
 
     Args:
@@ -85,7 +83,7 @@ def media_ranges(
     return tuple(ranges) if has_index and is_whole else ()
 
 
-def _boxes(file: io.BufferedReader, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
+def _boxes(file: BinaryIO, start: int, stop: int) -> Iterator[tuple[bytes, int, int]]:
     """(kind, place, size) of the contents of boxes, in order; parents before what they hold."""
     ends = [stop]
     for _ in range(MAX_BOXES):

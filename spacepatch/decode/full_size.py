@@ -21,6 +21,7 @@ from spacepatch.decode.opening import CODECS, open_container
 from spacepatch.decode.request import Request
 from spacepatch.decode.timeline import read_timeline
 from spacepatch.errors import Declined, DecodeError, ProbeError, SourceError
+from spacepatch.remote import is_url
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -69,7 +70,7 @@ def make_reference(request: Request) -> Reference:
         Declined: the backends must not, or cannot, read it.
     """
     info = request.info
-    refusal = "it lies inside a tar" if request.offset is not None else _refuse_kind(request)
+    refusal = _refuse_place(request) or _refuse_kind(request)
     if refusal:
         raise Declined(refusal)
     _check_container(request)
@@ -88,6 +89,13 @@ def make_reference(request: Request) -> Reference:
     if picture.mirrored:
         raise Declined("its display matrix mirrors it, which the backends do not")
     return Reference(table.frame_pts, _upright(picture), is_best, picture.was_interlaced)
+
+
+def _refuse_place(request: Request) -> str:
+    """Why the backends, which open files by themselves, cannot open this one."""
+    if is_url(request.uri):
+        return "it is no file here: it is read from a store"
+    return "" if request.offset is None else "it lies inside a tar"
 
 
 def _refuse_kind(request: Request) -> str:

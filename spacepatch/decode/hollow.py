@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Iterator
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from spacepatch.decode.boxes import media_ranges
 from spacepatch.decode.magic import HEAD_BYTES, demuxers_for
 from spacepatch.errors import ProbeError
+from spacepatch.remote import open_source
 
 if TYPE_CHECKING:
     from av.video.stream import VideoStream
@@ -114,7 +114,7 @@ def find_hollow(uri: str, *, offset: int | None, num_bytes: int) -> Hollow | Non
         OSError: it cannot be read.
     """
     start = offset or 0
-    with Path(uri).open("rb") as file:
+    with open_source(uri) as file:
         file.seek(start)
         try:
             demuxers = demuxers_for(file.read(min(HEAD_BYTES, num_bytes)), fallback="")

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, NoReturn
+from typing import TYPE_CHECKING, BinaryIO, NoReturn
 
 from spacepatch.decode.boxes import check_boxes
 from spacepatch.decode.magic import (
@@ -22,6 +22,7 @@ from spacepatch.decode.magic import (
     demuxers_for,
 )
 from spacepatch.errors import DecodeError, ProbeError, SourceError, SpacepatchError
+from spacepatch.remote import open_source, size_of
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -135,13 +136,13 @@ def open_container(
     refuse_old_ffmpeg()
     av.logging.set_level(log_level)
     if num_bytes is None:
-        num_bytes = Path(uri).stat().st_size
+        num_bytes = size_of(uri)
     if num_bytes == 0:
         raise ProbeError("the file is empty", reason="unreadable")
     if num_bytes > MAX_BYTES:
         message = f"a file of more than {MAX_BYTES} bytes; cut it into smaller ones"
         raise ProbeError(message, reason="too_large")
-    with Path(uri).open("rb") as file:
+    with open_source(uri) as file:
         start = offset or 0
         file.seek(start)
         head = file.read(min(HEAD_BYTES, num_bytes))
@@ -236,8 +237,8 @@ def open_member(uri: str, offset: int | None, num_bytes: int | None) -> Iterator
     Raises:
         DecodeError: the system did not give us the bytes (reason `io`).
     """
-    with Path(uri).open("rb") as file:
-        there = max(0, Path(uri).stat().st_size - (offset or 0))
+    with open_source(uri) as file:
+        there = max(0, file.seek(0, io.SEEK_END) - (offset or 0))
         member = Member(file, offset or 0, there if num_bytes is None else min(num_bytes, there))
         try:
             yield member
@@ -251,7 +252,7 @@ class Member(io.RawIOBase):
     """Bytes [offset, offset + size) of a file, such as a tar's member, as a nameless file."""
 
     def __init__(
-        self, file: io.BufferedReader, offset: int, size: int, hollow: Hollow | None = None
+        self, file: BinaryIO, offset: int, size: int, hollow: Hollow | None = None
     ) -> None:
         """`hollow`: what is not read, and given as zeros."""
         self._file, self._offset, self._size, self._position = file, offset, size, 0

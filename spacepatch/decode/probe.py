@@ -7,10 +7,10 @@ without a header, a keyframe whose header differs from the one before (its size)
 
 from __future__ import annotations
 
+import io
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spacepatch.data import Part, VideoInfo
@@ -37,6 +37,7 @@ from spacepatch.decode.streams import choose_stream
 from spacepatch.decode.tiff import holds_jpeg
 from spacepatch.decode.timeline import Timeline, read_timeline
 from spacepatch.errors import ProbeError
+from spacepatch.remote import open_source
 
 if TYPE_CHECKING:
     from av.container import InputContainer
@@ -193,8 +194,8 @@ def probe_container(
 
 def _extend_last(timeline: Timeline, uri: str, offset: int, num_bytes: int | None) -> Timeline:
     """What a whole Matroska file promises beyond its last packet is that frame's own time."""
-    size = Path(uri).stat().st_size - offset if num_bytes is None else num_bytes
-    with Path(uri).open("rb") as file:
+    with open_source(uri) as file:
+        size = file.seek(0, io.SEEK_END) - offset if num_bytes is None else num_bytes
         if not segment_is_whole(file, start=offset, num_bytes=size):
             return timeline
     stop = timeline.stop_pts + timeline.missing_ticks
@@ -208,13 +209,13 @@ def _claimed_seconds(container: InputContainer, video: VideoStream) -> float | N
 
 
 def _image_kind(uri: str, offset: int) -> str:
-    with Path(uri).open("rb") as file:
+    with open_source(uri) as file:
         file.seek(offset)
         return image_kind(file.read(64))
 
 
 def _refuse_black(uri: str, offset: int) -> None:
-    with Path(uri).open("rb") as file:
+    with open_source(uri) as file:
         if holds_jpeg(file, offset):
             message = f"FFmpeg {ffmpeg_version()} makes a TIFF that holds JPEG black"
             raise ProbeError(message, reason="no_decoder")

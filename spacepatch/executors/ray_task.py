@@ -6,6 +6,7 @@ import os
 import socket
 import sys
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from spacepatch.config import RunConfig, parse_bytes
@@ -15,6 +16,7 @@ from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.pipeline.planfile import Plan, read_plan_document
 from spacepatch.pipeline.planning import environment_of
 from spacepatch.pipeline.running import JobReport, run_tasks
+from spacepatch.remote import configure, store_variables
 from spacepatch.workers import WorkerPool
 
 
@@ -112,22 +114,35 @@ def _node_name() -> str:
 
 # --- the workers, kept from task to task ---------------------------------------------------------
 
-_kept: tuple[tuple[int, float, int], WorkerPool] | None = None
+_kept: tuple[tuple[int, float, int, tuple[str | None, int]], WorkerPool] | None = None
 """What the pool of this process was made with, and the pool."""
 
 
 def _pool_of(config: RunConfig) -> WorkerPool:
     """The workers of this process: started once, for Ray gives it one task after the other."""
     global _kept
-    asked = (config.cpus_per_task, config.timeout, parse_bytes(config.worker_memory))
+    asked = (
+        config.cpus_per_task,
+        config.timeout,
+        parse_bytes(config.worker_memory),
+        (config.cache_dir, config.cache_capacity),
+    )
     if _kept is None or _kept[0] != asked:
         _retire_pool()
         # Each core has a worker; Ray lets each of them have threads for all cores of the task.
         os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
         # Workers import the main module of their parent, and would import all of Ray with it.
         vars(sys.modules["__main__"]).pop("__file__", None)
-        workers, timeout, memory = asked
-        _kept = asked, WorkerPool(workers=workers, timeout=timeout, worker_memory=memory)
+        workers, timeout, memory, cache = asked
+        _kept = (
+            asked,
+            WorkerPool(
+                workers=workers,
+                timeout=timeout,
+                worker_memory=memory,
+                prepare=partial(configure, *cache, store_variables()),
+            ),
+        )
     return _kept[1]
 
 

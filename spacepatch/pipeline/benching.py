@@ -58,7 +58,7 @@ def bench(
     config: RunConfig,
     seconds: float,
     out: Path | None = None,
-    root: Path | None = None,
+    root: Path | str | None = None,
     watch: Watch | None = None,
     on_stage: Callable[[str], None] = lambda text: None,
 ) -> dict[str, Any]:

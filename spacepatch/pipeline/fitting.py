@@ -89,7 +89,7 @@ def fit(
     codebook: int | None = None,
     residual: int = 1,
     sample_blocks: int = 100_000,
-    root: Path | None = None,
+    root: Path | str | None = None,
     overwrite: bool = False,
     on_probed: Progress = lambda done, total: None,
     on_stage: Callable[[str], None] = lambda text: None,

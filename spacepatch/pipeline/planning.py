@@ -21,6 +21,7 @@ from spacepatch.pipeline.encoders import pixel_tubelet_of
 from spacepatch.pipeline.placement import Lengths, Placement, cut_into_tasks
 from spacepatch.pipeline.planfile import Plan, PlannedSource, inputs_fingerprint
 from spacepatch.probes import Probed, ProbeJob, cut_into_batches, probe_batch, slim
+from spacepatch.remote import is_url
 from spacepatch.shards import Layout
 from spacepatch.sources import Listing
 from spacepatch.token_dtypes import code_dtype
@@ -109,7 +110,9 @@ def plan_probed(
         num_ignored=listing.num_ignored,
         inputs=inputs_fingerprint(listing),
         encoder=facts,
-        num_scanned=num_scanned if _asks_headers(config) else None,
+        num_scanned=num_scanned
+        if any(_asks_header(source, config) for source in listing.sources)
+        else None,
     )
 
 
@@ -155,13 +158,14 @@ def probe_job(source: Source, config: RunConfig) -> ProbeJob:
         stream=config.stream or "",
         max_pixels=config.max_pixels,
         decode_all=config.on_error == "skip-video",
-        header=_asks_headers(config),
+        header=_asks_header(source, config),
     )
 
 
-def _asks_headers(config: RunConfig) -> bool:
-    """Whether headers alone are to be read: skip-video decodes all in any case."""
-    return config.probe == "header" and config.on_error != "skip-video"
+def _asks_header(source: Source, config: RunConfig) -> bool:
+    """Whether its header alone is to be read: skip-video decodes all in any case."""
+    word = config.probe or ("header" if is_url(source.uri) else "packets")
+    return word == "header" and config.on_error != "skip-video"
 
 
 def _plan_source(

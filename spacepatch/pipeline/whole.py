@@ -9,6 +9,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from spacepatch.config import RunConfig, parse_bytes
@@ -31,6 +32,7 @@ from spacepatch.pipeline.planning import plan_run, probe_sources
 from spacepatch.pipeline.resuming import check_inputs, check_plan
 from spacepatch.pipeline.running import JobReport, pending_tasks
 from spacepatch.ranks import Rank, note_of_processes
+from spacepatch.remote import configure, reachable, shown, store_variables
 from spacepatch.selection import parse_share, select_sources
 from spacepatch.shards import shard_stem
 from spacepatch.sources import Listing, list_sources
@@ -57,16 +59,17 @@ class Watch:
     on_task: Callable[[TaskReport], None] = lambda report: None
 
 
-def list_inputs(arguments: Sequence[str], config: RunConfig, *, root: Path | None) -> Listing:
+def list_inputs(arguments: Sequence[str], config: RunConfig, *, root: Path | str | None) -> Listing:
     """The sources of a run, after --sample, --limit and --split.
 
     Raises:
         ConfigError: nothing is left to read.
     """
-    listing = list_sources(arguments, root=root)
+    configure(config.cache_dir, config.cache_capacity)
+    listing = list_sources(arguments, root=root, allow_network=config.allow_network)
     if not listing.sources and not listing.missing:
         ignored = f" ({listing.num_ignored} files are no media)" if listing.num_ignored else ""
-        raise ConfigError(f"no videos in {', '.join(arguments)}{ignored}")
+        raise ConfigError(f"no videos in {', '.join(map(shown, arguments))}{ignored}")
     # Files that are not there are chosen like the others: --limit and --sample hide no loss.
     missing = {source.source_id for source in listing.missing}
     selected = select_sources(
@@ -80,7 +83,7 @@ def list_inputs(arguments: Sequence[str], config: RunConfig, *, root: Path | Non
         raise ConfigError(f"sample: {config.sample} of the sources leaves none")
     return replace(
         listing,
-        sources=tuple(source for source in selected if source.source_id not in missing),
+        sources=reachable(source for source in selected if source.source_id not in missing),
         missing=tuple(source for source in selected if source.source_id in missing),
     )
 
@@ -94,7 +97,12 @@ def make_pool(config: RunConfig) -> WorkerPool:
     workers = config.workers or available_cores()
     check_workers(workers)
     memory = parse_bytes(config.worker_memory)
-    return WorkerPool(workers=workers, timeout=config.timeout, worker_memory=memory)
+    return WorkerPool(
+        workers=workers,
+        timeout=config.timeout,
+        worker_memory=memory,
+        prepare=partial(configure, config.cache_dir, config.cache_capacity, store_variables()),
+    )
 
 
 def check_workers(workers: int) -> None:
@@ -112,7 +120,7 @@ def tokenize(
     *,
     out: Path,
     config: RunConfig,
-    root: Path | None = None,
+    root: Path | str | None = None,
     overwrite: bool = False,
     retry_lost: bool = False,
     watch: Watch | None = None,
@@ -175,7 +183,7 @@ def tokenize_rank(
     out: Path,
     config: RunConfig,
     rank: Rank,
-    root: Path | None = None,
+    root: Path | str | None = None,
     retry_lost: bool = False,
     watch: Watch | None = None,
 ) -> RankSummary:
@@ -237,7 +245,7 @@ def make_plan(
     arguments: Sequence[str],
     *,
     config: RunConfig,
-    root: Path | None = None,
+    root: Path | str | None = None,
     out: Path | None = None,
     overwrite: bool = False,
     watch: Watch | None = None,
