@@ -3,13 +3,14 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 FUZZ ?= 10000
+TRIALS ?= 200
 BENCH ?= packing loader packs speed growth table
 BENCH_ARGS ?=
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz soak bench check samples clean
+.PHONY: help demo test fuzz soak trials bench check samples clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes .venv):"
@@ -36,6 +37,9 @@ fuzz: $(INSTALLED) ## tokenize 10,000 mutated videos (FUZZ=500 for fewer)
 
 soak: $(INSTALLED) ## see that memory stays as it is over 2,000 clips and over 3 hours
 	$(BIN)/python tests/soak.py
+
+trials: $(INSTALLED) ## write to S3 under faults and kills, 200 times (TRIALS=20 for fewer)
+	$(BIN)/python tests/remote_trials.py --trials $(TRIALS)
 
 # Every part is run, also after one that does not reach what is wanted of it.
 bench: $(INSTALLED) ## run the benchmarks (BENCH=loader for one, BENCH_ARGS="--rounds 3")

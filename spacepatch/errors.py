@@ -63,6 +63,10 @@ class UnfinishedError(ShardError):
         self.missing = missing
 
 
+class StoreError(SpacepatchError, OSError):
+    """An object store that is not there, denies what is asked of it, or does not answer."""
+
+
 class ResumeError(SpacepatchError):
     """An output folder that belongs to another run: other settings, other inputs, another owner."""
 

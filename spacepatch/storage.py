@@ -1,22 +1,69 @@
-"""Write durably, publish atomically, lock: the only file that renames, syncs or removes."""
+"""Write durably, publish atomically, lock: the only file that renames, syncs or removes.
+
+On an object store the same is done by `stores` and `leases`, which a local run never loads.
+"""
 
 from __future__ import annotations
 
 import os
+import re
 import shutil
+import tempfile
 import uuid
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeGuard, cast
+from urllib.parse import unquote, urlsplit
 
-from spacepatch.errors import ResumeError
+from spacepatch.errors import ConfigError, ResumeError
 
 if TYPE_CHECKING:
-    from filelock import BaseFileLock
+    from spacepatch.stores import StorePath
 
 PRIVATE = ".spacepatch"
 """Folder inside an output folder for lock, logs and temporary files; not part of the format."""
+
+
+def open_folder(place: str | Path, *, writes: bool = False) -> Path:
+    """The folder, or file in one, that a user names: on local disk, or by URL on an object store.
+
+    Raises:
+        ConfigError: a URL of a kind that cannot be read, or with `writes` not written.
+        MissingDependencyError: a package for it is not installed.
+    """
+    if not isinstance(place, str):
+        if not is_on_store(place) and re.match(r"[a-z][a-z0-9+.-]+:/[^/]", str(place)):
+            raise ConfigError(f"{place}: was a URL before it was made a Path; give it as text")
+        return place
+    if not re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", place):
+        return Path(place)
+    if place.startswith("file://"):
+        parts = urlsplit(place)
+        if parts.netloc not in ("", "localhost"):
+            raise ConfigError(f"{place}: is on another machine; give file:///FOLDER")
+        return Path(unquote(parts.path))
+    from spacepatch.extras import needed
+
+    for module, package in (("fsspec", "fsspec"), ("upath", "universal_pathlib")):
+        needed(module, package, by=place, extra="remote")
+    from spacepatch.stores import open_store
+
+    # It has of a Path what is asked of one here.
+    return cast(Path, open_store(place, writes=writes))
+
+
+def local_file(place: str) -> Path:
+    """A file or folder that must be on local disk; raises a ConfigError for another URL."""
+    path = open_folder(place) if place.startswith("file://") else Path(place)
+    if "://" in place and not place.startswith("file://"):
+        raise ConfigError(f"{place}: must be on local disk here")
+    return path
+
+
+def is_on_store(path: Path | StorePath) -> TypeGuard[StorePath]:
+    """Whether a path of `open_folder` is on an object store."""
+    return not isinstance(path, Path)
 
 
 def publish(path: Path, write: Callable[[IO[bytes]], None]) -> None:
@@ -27,7 +74,15 @@ def publish(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 
     Raises:
         OSError: the disk is full or read-only; nothing is visible at `path` then.
+        ResumeError: on an object store, another run has taken over.
     """
+    if is_on_store(path):
+        from spacepatch.stores import upload
+
+        folder = path.parent
+        upload(path, write, before=lambda: _check_leases(folder))
+        return
+    # Drawn: processes of several machines have the same numbers.
     temporary = private_folder(path.parent) / f"{path.name}.tmp-{uuid.uuid4().hex}"
     try:
         with temporary.open("wb") as file:
@@ -53,7 +108,9 @@ def _write_all(file: IO[bytes], content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make renames and removals inside `folder` durable."""
+    """Make renames and removals inside `folder` durable; those of an object store are."""
+    if is_on_store(folder):
+        return
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -68,12 +125,30 @@ def private_folder(output: Path) -> Path:
     return folder
 
 
+def scratch_folder(output: Path) -> Path:
+    """Where what no later run needs may lie for a while: always on local disk."""
+    return Path(tempfile.gettempdir()) if is_on_store(output) else private_folder(output)
+
+
+def sizes_in(folder: Path) -> dict[str, int]:
+    """Bytes of each file of a folder by its name; on an object store by one request for many."""
+    if is_on_store(folder):
+        return folder.sizes()
+    with os.scandir(folder) as entries:
+        return {entry.name: entry.stat().st_size for entry in entries if entry.is_file()}
+
+
 def sweep_temporary(output: Path, stems: Collection[str] | None = None) -> None:
-    """Remove temporary files that a killed run left. Only under the lock.
+    """Remove temporary files, and half uploads, that a killed run left. Only under the lock.
 
     Args:
         stems: those of a rank's own shards, for others may be writing; None: whatever is there.
     """
+    if is_on_store(output):
+        from spacepatch.stores import abort_uploads
+
+        abort_uploads(output, stems)
+        return
     for path in sorted(private_folder(output).glob("*.tmp-*")):
         if stems is None or path.name.partition(".")[0] in stems:
             path.unlink(missing_ok=True)
@@ -82,16 +157,18 @@ def sweep_temporary(output: Path, stems: Collection[str] | None = None) -> None:
 def remove(paths: list[Path]) -> None:
     """Remove files in the given order, durably: an interrupted removal never leaves a later one
     gone and an earlier one there."""
+    if paths and is_on_store(paths[0]):
+        _check_leases(paths[0].parent)
     for path in paths:
         path.unlink(missing_ok=True)
-        if path.parent.is_dir():
+        if not is_on_store(path) and path.parent.is_dir():
             sync_folder(path.parent)
 
 
 def remove_private(output: Path) -> None:
     """Remove logs and temporary files, keeping the locks: one is being held."""
     folder = output / PRIVATE
-    if folder.is_dir():
+    if not is_on_store(output) and folder.is_dir():
         for path in sorted(folder.iterdir()):
             if path.is_dir():
                 shutil.rmtree(path)
@@ -100,21 +177,29 @@ def remove_private(output: Path) -> None:
 
 
 @contextmanager
-def lock(output: Path) -> Iterator[BaseFileLock]:
-    """Own `output` until the block ends or the process dies, however it dies (`flock`).
+def lock(output: Path) -> Iterator[None]:
+    """Own `output` until the block ends or the process dies, however it dies: by `flock`, or by a
+    lease on an object store.
 
     Raises:
         ResumeError: another run, or a rank of one, owns it now.
     """
-    with _held(output, "lock", "another spacepatch run is writing to this folder") as held:
+    if is_on_store(output):
+        from spacepatch.leases import lease, refuse_held
+
+        with lease(output, "lock"):
+            refuse_held(output, lambda name: name.startswith("rank-"))
+            yield
+        return
+    with _held(output, "lock", "another spacepatch run is writing to this folder"):
         for path in sorted(private_folder(output).glob("rank-*.lock")):
             if _is_held(path):
                 raise _refusal(output, f"{_rank_of(path)} is writing to this folder")
-        yield held
+        yield
 
 
 @contextmanager
-def lock_rank(output: Path, number: int, world_size: int) -> Iterator[BaseFileLock]:
+def lock_rank(output: Path, number: int, world_size: int) -> Iterator[None]:
     """Own what rank `number` writes to `output`, as `lock` owns it all.
 
     Each rank holds a lock of its own, and only then looks at those that it must not meet: of two
@@ -123,23 +208,29 @@ def lock_rank(output: Path, number: int, world_size: int) -> Iterator[BaseFileLo
     Raises:
         ResumeError: this rank, a rank of another world size or a whole run is at work there.
     """
-    own = f"rank-{number}-of-{world_size}.lock"
-    others = f"-of-{world_size}.lock"
+    own, others = f"rank-{number}-of-{world_size}", f"-of-{world_size}"
+    if is_on_store(output):
+        from spacepatch.leases import lease, refuse_held
+
+        with lease(output, own):
+            refuse_held(output, lambda name: not name.endswith(others))
+            yield
+        return
     taken = f"rank {number} of {world_size} is writing to this folder already"
-    with _held(output, own, taken) as held:
+    with _held(output, f"{own}.lock", taken):
         if _is_held(private_folder(output) / "lock"):
             raise _refusal(output, "another spacepatch run is writing to this folder")
         for path in sorted(private_folder(output).glob("rank-*.lock")):
-            if not path.name.endswith(others) and _is_held(path):
+            if not path.stem.endswith(others) and _is_held(path):
                 raise _refusal(
                     output,
                     f"{_rank_of(path)} is writing to this folder, and not of {world_size}",
                 )
-        yield held
+        yield
 
 
 @contextmanager
-def _held(output: Path, name: str, otherwise: str) -> Iterator[BaseFileLock]:
+def _held(output: Path, name: str, otherwise: str) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     held = FileLock(private_folder(output) / name, timeout=0)
@@ -148,7 +239,7 @@ def _held(output: Path, name: str, otherwise: str) -> Iterator[BaseFileLock]:
     except Timeout:
         raise _refusal(output, otherwise) from None
     try:
-        yield held
+        yield
     finally:
         held.release()
 
@@ -174,3 +265,9 @@ def _rank_of(path: Path) -> str:
 
 def _refusal(output: Path, who: str) -> ResumeError:
     return ResumeError(f"{output}: {who}; wait for it, or give another --out")
+
+
+def _check_leases(folder: StorePath) -> None:
+    from spacepatch.leases import check_leases
+
+    check_leases(folder)

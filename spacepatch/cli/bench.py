@@ -9,6 +9,7 @@ import typer
 
 from spacepatch.cli.options import Json, Root, ShowConfig, Sources, with_settings
 from spacepatch.config import RunConfig
+from spacepatch.storage import local_file
 
 EXAMPLE = "Example:  spacepatch bench videos/ --out shards/ --fps 4"
 
@@ -21,6 +22,8 @@ def command(
         Path | None,
         typer.Option(
             "--out",
+            metavar="DIR",
+            parser=local_file,
             help="Measure on the disk of this folder, which is not touched: what is written beside "
             "it is removed. Else the folder for temporary files is used.",
         ),

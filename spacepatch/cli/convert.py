@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spacepatch.cli.options import Json, Overwrite
+from spacepatch.cli.options import Dataset, Json, NewShards, Overwrite
 
 EXAMPLE = "Example:  spacepatch convert shards/ --to 't p q c' --out shards-tpqc/"
 
 
 def command(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A finished dataset.", show_default=False)
-    ],
+    folder: Dataset,
     *,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the new shards.")],
+    out: NewShards,
     to: Annotated[
         str | None,
         typer.Option("--to", help="Order of the values inside a token, such as 't p q c'."),

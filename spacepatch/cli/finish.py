@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from spacepatch.cli.options import Json
 from spacepatch.cli.tokenize import LOST_SOURCES
+from spacepatch.storage import open_folder
 
 EXAMPLE = "Example:  spacepatch finish shards/ --world-size 16"
 
@@ -16,7 +18,12 @@ EXAMPLE = "Example:  spacepatch finish shards/ --world-size 16"
 def command(
     folder: Annotated[
         Path,
-        typer.Argument(metavar="DIR", help="The --out of the ranks.", show_default=False),
+        typer.Argument(
+            metavar="DIR",
+            parser=partial(open_folder, writes=True),
+            help="The --out of the ranks.",
+            show_default=False,
+        ),
     ],
     *,
     world_size: Annotated[

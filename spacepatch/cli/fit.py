@@ -13,6 +13,7 @@ import typer
 from spacepatch.cli.options import Json, Overwrite, Root, Sources, with_settings
 from spacepatch.config import RunConfig
 from spacepatch.config.frames import DecodeFields, SamplingFields, SizeFields
+from spacepatch.storage import local_file
 
 if TYPE_CHECKING:
     from spacepatch.pipeline.fitting import FitSummary
@@ -34,7 +35,13 @@ def _command(
     sources: Sources,
     *,
     out: Annotated[
-        Path, typer.Option("--out", help="File for the codec: tokenize --encoder linear:FILE.")
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            parser=local_file,
+            help="File for the codec: tokenize --encoder linear:FILE.",
+        ),
     ],
     block: Annotated[
         str, typer.Option("--block", help="Frames x height x width of pixels in a latent.")

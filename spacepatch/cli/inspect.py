@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import typer
 
-from spacepatch.cli.options import Bound, Json
+from spacepatch.cli.options import Bound, DatasetOrShard, Json
 from spacepatch.cli.saying import say
 
 EXAMPLE = "Example:  spacepatch inspect shards/ --json"
@@ -39,7 +39,7 @@ DETAILS = ("sampler", "random_offset", "upscale", "multiple", "fit", "crop", "bu
 
 
 def command(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="An output folder, or one .tar.")],
+    path: DatasetOrShard,
     bound: Bound = False,
     json: Json = False,
 ) -> None:

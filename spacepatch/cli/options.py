@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import wraps
+from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from spacepatch.config import RunConfig, load_config
+from spacepatch.storage import open_folder
 
 Sources = Annotated[
     list[str],
@@ -33,6 +34,40 @@ Root = Annotated[
 ]
 AllowNetwork = Annotated[
     bool, typer.Option("--allow-network", help="Read http:// and https:// addresses.")
+]
+Dataset = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR",
+        parser=open_folder,
+        help="A finished dataset: a folder, or a URL.",
+        show_default=False,
+    ),
+]
+DatasetOrShard = Annotated[
+    Path,
+    typer.Argument(
+        metavar="DIR", parser=open_folder, help="An output folder, or one .tar; or a URL of one."
+    ),
+]
+Out = Annotated[
+    Path | None,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        parser=partial(open_folder, writes=True),
+        help="Folder for the shards, or a URL: s3://BUCKET/FOLDER.",
+        show_default=False,
+    ),
+]
+NewShards = Annotated[
+    Path,
+    typer.Option(
+        "--out",
+        metavar="DIR",
+        parser=partial(open_folder, writes=True),
+        help="Folder for the new shards, or a URL.",
+    ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
 Overwrite = Annotated[

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -9,6 +10,7 @@ import typer
 
 from spacepatch.cli.options import Bound, Json, Overwrite, Root, ShowConfig, Sources, with_settings
 from spacepatch.config import RunConfig
+from spacepatch.storage import open_folder
 
 EXAMPLE = "Example:  spacepatch plan videos/ --pack-length 16384 --json"
 
@@ -19,7 +21,12 @@ def command(
     *,
     out: Annotated[
         Path | None,
-        typer.Option("--out", help="Write the plan there; tokenize --out follows it."),
+        typer.Option(
+            "--out",
+            metavar="DIR",
+            parser=partial(open_folder, writes=True),
+            help="Write the plan there, a folder or a URL; tokenize --out follows it.",
+        ),
     ] = None,
     root: Root = None,
     overwrite: Overwrite = False,

@@ -8,19 +8,21 @@ from typing import Annotated
 import typer
 
 from spacepatch.cli.decode_options import SourceRoot, with_encoder
+from spacepatch.cli.options import Dataset
 from spacepatch.cli.saying import say
 from spacepatch.config import RunConfig
+from spacepatch.storage import local_file
 
 EXAMPLE = "Example:  spacepatch preview shards/ --out preview.png --source-root videos/"
 
 
 @with_encoder
 def command(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A finished dataset.", show_default=False)
-    ],
+    folder: Dataset,
     *,
-    out: Annotated[Path, typer.Option("--out", help="PNG to write.")],
+    out: Annotated[
+        Path, typer.Option("--out", metavar="PNG", parser=local_file, help="PNG to write.")
+    ],
     segments: Annotated[
         int, typer.Option("--segments", help="How many, spread over the dataset.", min=1)
     ] = 4,

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from spacepatch.cli.options import Bound, Json, Overwrite
+from spacepatch.cli.options import Bound, Dataset, Json, NewShards, Overwrite
 
 EXAMPLE = "Example:  spacepatch repack shards/ --pack-length 16384 --packer optimal --out longer/"
 
 
 def command(
-    folder: Annotated[
-        Path, typer.Argument(metavar="DIR", help="A finished dataset.", show_default=False)
-    ],
+    folder: Dataset,
     *,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the new shards.")],
+    out: NewShards,
     pack_length: Annotated[
         int | None, typer.Option("--pack-length", help="Tokens in a pack.", min=1)
     ] = None,

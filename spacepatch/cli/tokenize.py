@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spacepatch.cli.options import Json, Overwrite, Root, ShowConfig, Sources, with_settings
+from spacepatch.cli.options import Json, Out, Overwrite, Root, ShowConfig, Sources, with_settings
 from spacepatch.config import RunConfig
 
 if TYPE_CHECKING:
@@ -26,9 +26,7 @@ LOST_SOURCES = 3
 def command(
     sources: Sources,
     *,
-    out: Annotated[
-        Path | None, typer.Option("--out", help="Folder for the shards.", show_default=False)
-    ] = None,
+    out: Out = None,
     root: Root = None,
     overwrite: Overwrite = False,
     retry_lost: Annotated[

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from spacepatch.cli.decode_options import SETTINGS, SourceRoot, with_encoder
-from spacepatch.cli.options import Json
+from spacepatch.cli.options import DatasetOrShard, Json
 from spacepatch.cli.saying import say
 from spacepatch.config import RunConfig
 from spacepatch.errors import ConfigError, ShardError
@@ -23,7 +22,7 @@ EXAMPLE = "Example:  spacepatch verify shards/ --decode 8 --source-root videos/"
 
 @with_encoder
 def command(
-    path: Annotated[Path, typer.Argument(metavar="DIR", help="An output folder, or one .tar.")],
+    path: DatasetOrShard,
     *,
     decode: Annotated[
         int | None,

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from spacepatch.errors import ShardError
 from spacepatch.shards import DATASET, TABLES, check_version
+from spacepatch.shards.tables import openable
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -105,7 +106,7 @@ def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]
     import pyarrow.parquet as parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(openable(path)) as file:
             absent = [name for name in columns if name not in file.schema_arrow.names]
             if absent:
                 raise ShardError(f"{path}: has no column {', '.join(absent)}")

@@ -33,13 +33,14 @@ from spacepatch.inspection.receipts import read_sound_receipt
 from spacepatch.packing import lower_bound
 from spacepatch.shards import DATASET, ShardReader, receipt_path, shard_stem
 from spacepatch.shards.receipts import missing_files
+from spacepatch.storage import open_folder
 from spacepatch.tubelets import token_width
 
 SIZES = 10
 """Frame sizes shown, the most common first."""
 
 
-def summarize(path: Path, *, thorough: bool = False) -> dict[str, Any]:
+def summarize(path: str | Path, *, thorough: bool = False) -> dict[str, Any]:
     """Describe what lies at `path`, in numbers from the tables and receipts alone.
 
     Args:
@@ -92,7 +93,7 @@ def summarize(path: Path, *, thorough: bool = False) -> dict[str, Any]:
     Raises:
         ShardError: there is nothing of ours, or a file is missing or damaged.
     """
-    located = locate(path)
+    located = locate(open_folder(path))
     if located.stem is not None:
         return _summarize_shard(located.folder, located.stem, thorough)
     if (located.folder / DATASET).is_file():

@@ -33,12 +33,12 @@ from spacepatch.pipeline.planfile import Plan, inputs_fingerprint, read_plan
 from spacepatch.pipeline.planning import content_fingerprints, layout_of
 from spacepatch.shards import DATASET, TABLES, shard_stem
 from spacepatch.sources import Listing
-from spacepatch.storage import PRIVATE
+from spacepatch.storage import PRIVATE, open_folder
 
 FURTHER_PLAN = re.compile(r"plan-[0-9]{6}\.(parquet|json)")
 
 
-def verify(path: Path, *, sample: int | None = None) -> list[Problem]:
+def verify(path: str | Path, *, sample: int | None = None) -> list[Problem]:
     """Hold a dataset against its own receipts, tables, plan and the rules of the format.
 
     Each tar is read once, front to back; memory is one pack and the table of one shard, besides
@@ -56,7 +56,7 @@ def verify(path: Path, *, sample: int | None = None) -> list[Problem]:
     Raises:
         ShardError: `path` is nothing of ours.
     """
-    located = locate(path)
+    located = locate(open_folder(path))
     findings = Findings()
     if located.stem is None:
         _verify_folder(located.folder, findings, sample)

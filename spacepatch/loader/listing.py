@@ -16,6 +16,7 @@ import pyarrow.parquet as parquet
 
 from spacepatch.errors import ShardError
 from spacepatch.shards import DATASET, check_version
+from spacepatch.shards.tables import openable
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,7 +139,9 @@ class SegmentTable:
         """Raises a ShardError where the table cannot be read."""
         path = folder / "segments.parquet"
         try:
-            table = parquet.read_table(path, columns=["shard", "pack", "num_kept", "grid_thw"])
+            table = parquet.read_table(
+                openable(path), columns=["shard", "pack", "num_kept", "grid_thw"]
+            )
         except (OSError, ValueError) as error:
             raise ShardError(f"{path}: cannot be read ({error})") from None
         shard, pack, num_kept = (

@@ -25,6 +25,7 @@ from spacepatch.loader.listing import Run, SegmentTable, list_packs, read_datase
 from spacepatch.loader.tensors import PackShape, Values, to_tensors
 from spacepatch.loader.values import TokenValues
 from spacepatch.shards import PackMembers, ShardReader
+from spacepatch.storage import open_folder
 from spacepatch.visible import Mask, parse_mask
 
 ON_BAD_SHARD = ("error", "skip")
@@ -61,7 +62,7 @@ class Packs(TokenValues):
         """Read dataset.json; no shard is opened yet, but with ``on_bad_shard="skip"``.
 
         Args:
-            folder: what `spacepatch tokenize --out` wrote.
+            folder: what `spacepatch tokenize --out` wrote, or its URL on an object store.
             padded: fill every pack up to `padded_length` with zeros, so that packs stack to
                 batches; without it packs are as long as what they hold, for kernels that take
                 cu_seqlens.
@@ -108,7 +109,7 @@ class Packs(TokenValues):
         ):
             if word not in words:
                 raise ValueError(f"{name} is {word!r}, must be one of {', '.join(words)}")
-        self.folder = Path(folder)
+        self.folder = open_folder(folder)
         self.padded, self.seed = padded, seed
         self.document = read_dataset(self.folder)
         self.pack_length = self.padded_length = self.document["pack_length"]

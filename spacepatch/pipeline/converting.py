@@ -37,12 +37,13 @@ from spacepatch.shards import (
 )
 from spacepatch.shards.receipts import write_receipt
 from spacepatch.shards.tables import read_table
+from spacepatch.storage import open_folder
 
 
 def convert(
-    folder: Path,
+    folder: str | Path,
     *,
-    out: Path,
+    out: str | Path,
     layout: str | None = None,
     order: str | None = None,
     patch: str | None = None,
@@ -58,6 +59,7 @@ def convert(
     that packs keep their pixels.
 
     Args:
+        folder, out: on local disk, or URLs on an object store.
         layout: a word of `LAYOUTS`. order: ``raster`` or ``merge n x n``.
         patch: one (frames x height x width); of undropped pixels only.
         pack_length: with `patch`, instead of that in proportion.
@@ -67,6 +69,7 @@ def convert(
         ConfigError: it cannot be had in that form.
         ResumeError: `out` holds something else.
     """
+    folder, out = open_folder(folder), open_folder(out, writes=True)
     before = read_finished(folder)
     config = _settings(before, layout=layout, order=order, patch=patch)
     if patch is not None:

@@ -13,12 +13,12 @@ from spacepatch.pipeline.folder import our_plan
 from spacepatch.pipeline.planfile import Plan, read_plan
 from spacepatch.pipeline.running import pending_tasks
 from spacepatch.shards import shard_stem
-from spacepatch.storage import lock, sweep_temporary
+from spacepatch.storage import lock, open_folder, sweep_temporary
 
 NAMES_SHOWN = 20
 
 
-def join_ranks(folder: Path, *, world_size: int | None = None) -> RunSummary:
+def join_ranks(folder: str | Path, *, world_size: int | None = None) -> RunSummary:
     """Finish a run whose tasks ranks have done; it needs no source, and may be done again.
 
     Args:
@@ -29,6 +29,7 @@ def join_ranks(folder: Path, *, world_size: int | None = None) -> RunSummary:
         ResumeError: a rank or a run is at work there, or it was made with other versions.
         ShardError: it is no output folder, or a table of a shard is damaged.
     """
+    folder = open_folder(folder, writes=True)
     if our_plan(folder) is None:
         raise ShardError(f"{folder}: has no plan.json of spacepatch: not an output folder")
     with lock(folder):

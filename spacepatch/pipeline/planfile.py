@@ -212,7 +212,7 @@ def read_plan(
     try:
         with path.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
+    except FileNotFoundError:
         raise ShardError(f"{path}: missing; start again with --overwrite") from None
     if actual != document["plan_sha256"]:
         raise ShardError(f"{path}: is not the file that plan.json names; use --overwrite")

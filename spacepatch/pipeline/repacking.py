@@ -36,15 +36,16 @@ from spacepatch.shards import (
 )
 from spacepatch.shards.receipts import missing_files
 from spacepatch.shards.tables import read_table
+from spacepatch.storage import is_on_store, open_folder
 
 Key = tuple[str, int]
 """(source_id, clip): views of a window are clips with numbers of their own."""
 
 
 def repack(
-    folder: Path,
+    folder: str | Path,
     *,
-    out: Path,
+    out: str | Path,
     pack_length: int | None = None,
     packer: str | None = None,
     max_segments: int | None = None,
@@ -64,6 +65,7 @@ def repack(
     but for those of more old shards than may be open at once (`_most_open`): these are copied.
 
     Args:
+        folder, out: on local disk, or URLs on an object store.
         max_segments: 0: as many as fit.
         balance: a word of `BALANCES`, or ``none``.
         name: of the shards; by default 8 hex digits of the new plan's id.
@@ -74,6 +76,7 @@ def repack(
         ResumeError: `out` holds something else.
         MissingDependencyError: the packer needs scipy.
     """
+    folder, out = open_folder(folder), open_folder(out, writes=True)
     before = read_finished(folder)
     given = {
         "pack_length": pack_length,
@@ -305,7 +308,7 @@ def _gather(
         stem, receipt = stored.shards[task]
         reader = ShardReader(folder / f"{stem}.tar", receipt=receipt)
         table = folder / f"{stem}.segments.parquet"
-        if number < most_open:
+        if number < most_open and not is_on_store(folder):
             contents |= _read(stack.enter_context(reader), table, numbers)
         else:
             with reader:

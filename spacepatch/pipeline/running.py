@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -28,7 +28,7 @@ from spacepatch.pipeline.segments import Made, clip_id, segment_of
 from spacepatch.shards import SegmentContent, read_receipt, receipt_path, shard_stem
 from spacepatch.shards.receipts import missing_files
 from spacepatch.stages import stage
-from spacepatch.storage import private_folder
+from spacepatch.storage import scratch_folder, sizes_in
 from spacepatch.workers import Fault, WorkerPool
 
 TASKS_IN_MEMORY = 2
@@ -41,17 +41,24 @@ ALIGNMENT = 8
 
 def pending_tasks(folder: Path, plan: Plan) -> list[Task]:
     """Tasks without a valid receipt: all that is left to do."""
-    return [task for task in plan.tasks if not is_done(folder, plan, task)]
+    sizes = sizes_in(folder)
+    return [task for task in plan.tasks if not is_done(folder, plan, task, sizes)]
 
 
-def is_done(folder: Path, plan: Plan, task: Task) -> bool:
-    """A task is done exactly when its receipt is valid."""
+def is_done(folder: Path, plan: Plan, task: Task, sizes: Mapping[str, int] | None = None) -> bool:
+    """A task is done exactly when its receipt is valid.
+
+    Args:
+        sizes: of the files of the folder, as of `sizes_in`; None: ask for each.
+    """
     stem = shard_stem(plan.name, task.split, task.number)
+    if sizes is not None and f"{stem}.json" not in sizes:
+        return False
     try:
         receipt = read_receipt(receipt_path(folder, stem))
     except ShardError:
         return False
-    return receipt.task_id == task.task_id and not missing_files(folder, receipt)
+    return receipt.task_id == task.task_id and not missing_files(folder, receipt, sizes)
 
 
 def run_task(
@@ -93,7 +100,7 @@ def run_tasks(
     opened: dict[int, Running] = {}
     jobs: deque[tuple[tuple[int, int], Job]] = deque()
     writing: deque[Future[TaskReport]] = deque()
-    arenas = Arenas(private_folder(folder))
+    arenas = Arenas(scratch_folder(folder))
     with (
         closing(arenas),
         ThreadPoolExecutor(1, thread_name_prefix="spacepatch-writer") as writer,

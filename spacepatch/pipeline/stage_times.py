@@ -20,7 +20,7 @@ from spacepatch.pipeline.planning import probe_job
 from spacepatch.pipeline.running import Running, write_task
 from spacepatch.pipeline.timed_jobs import JobTimes, TimedJob, run_timed
 from spacepatch.stages import OTHER, looking
-from spacepatch.storage import private_folder
+from spacepatch.storage import scratch_folder
 from spacepatch.workers import Fault, WorkerPool
 
 STAGES = ("probe", "decode", "resize", "encode", "wait", "tubelets", "pack", "hash", "write", OTHER)
@@ -107,7 +107,7 @@ def time_stages(
     """
     times = StageTimes()
     plan = write_plan(folder, plan)
-    with closing(Arenas(private_folder(folder))) as arenas:
+    with closing(Arenas(scratch_folder(folder))) as arenas:
         for task in plan.tasks:
             _time_task(
                 times,

@@ -36,7 +36,7 @@ from spacepatch.remote import configure, reachable, shown, store_variables
 from spacepatch.selection import parse_share, select_sources
 from spacepatch.shards import shard_stem
 from spacepatch.sources import Listing, list_sources
-from spacepatch.storage import lock, lock_rank, sweep_temporary
+from spacepatch.storage import lock, lock_rank, open_folder, sweep_temporary
 from spacepatch.workers import WorkerPool
 
 MOST_WORKERS_PER_CORE = 8
@@ -118,7 +118,7 @@ def check_workers(workers: int) -> None:
 def tokenize(
     arguments: Sequence[str],
     *,
-    out: Path,
+    out: str | Path,
     config: RunConfig,
     root: Path | str | None = None,
     overwrite: bool = False,
@@ -129,6 +129,7 @@ def tokenize(
 
     Args:
         arguments: SOURCE arguments, see `list_sources`.
+        out: a folder on local disk, or the URL of one on an object store.
         overwrite: begin anew; removes what a former run wrote to `out`, and nothing else.
         retry_lost: do again what was lost to timeout, crash, out_of_memory or io.
 
@@ -141,6 +142,7 @@ def tokenize(
     watch = watch or Watch()
     if note := note_of_processes(os.environ):
         watch.on_note(note)
+    out = open_folder(out, writes=True)
     listing = list_inputs(arguments, config, root=root)
     check_folder(out)
     with ExitStack() as stack:
@@ -180,7 +182,7 @@ class RankSummary:
 def tokenize_rank(
     arguments: Sequence[str],
     *,
-    out: Path,
+    out: str | Path,
     config: RunConfig,
     rank: Rank,
     root: Path | str | None = None,
@@ -199,6 +201,7 @@ def tokenize_rank(
         As of `tokenize`.
     """
     watch = watch or Watch()
+    out = open_folder(out, writes=True)
     if not (out / "plan.json").is_file():
         sources = shlex.join(arguments) if len(arguments) <= NAMED_SOURCES else "SOURCE..."
         raise ResumeError(
@@ -246,7 +249,7 @@ def make_plan(
     *,
     config: RunConfig,
     root: Path | str | None = None,
-    out: Path | None = None,
+    out: str | Path | None = None,
     overwrite: bool = False,
     watch: Watch | None = None,
 ) -> Plan:
@@ -260,6 +263,7 @@ def make_plan(
     if out is None:
         with make_pool(config) as pool:
             return _plan(_resolve(config, pool, watch), listing, pool, watch)
+    out = open_folder(out, writes=True)
     check_folder(out)
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(config))

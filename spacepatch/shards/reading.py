@@ -10,7 +10,7 @@ from functools import lru_cache
 from pathlib import Path
 from tokenize import TokenError
 from types import TracebackType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from crc32c import crc32c
@@ -25,6 +25,10 @@ from spacepatch.shards.agreement import (
 )
 from spacepatch.shards.receipts import ShardReceipt, read_receipt
 from spacepatch.shards.version import check_version
+from spacepatch.storage import is_on_store
+
+if TYPE_CHECKING:
+    from spacepatch.stores import StorePath
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +60,10 @@ class PackMembers:
 
 class ShardReader:
     """The packs of one shard, in order; each pack's checksum is verified when it is first read."""
+
+    def __new__(cls, tar: Path, **_: Any) -> ShardReader:
+        # There is no map of an object: its packs are read whole, as whoever reads in order does.
+        return super().__new__(SequentialShardReader if is_on_store(tar) else cls)
 
     def __init__(self, tar: Path, *, receipt: ShardReceipt | None = None) -> None:
         """Open `NAME-000000.tar` with its index and receipt beside it.
@@ -239,6 +247,8 @@ class SequentialShardReader(ShardReader):
         return tar.stat().st_size
 
     def _read(self, offset: int, size: int) -> memoryview:
+        if is_on_store(self.path):
+            return self._range(self.path, offset, size)
         # Opened each time: workers that were forked would share one place in an open file.
         content = memoryview(bytearray(size))
         length = 0
@@ -252,6 +262,12 @@ class SequentialShardReader(ShardReader):
         if length < size:
             raise ShardError(f"{self.path}: cut off at byte {offset + length}")
         return content.toreadonly()
+
+    def _range(self, tar: StorePath, offset: int, size: int) -> memoryview:
+        try:
+            return memoryview(tar.read_range(offset, offset + size))
+        except OSError as error:
+            raise ShardError(f"{tar}: cannot be read ({error})") from None
 
     def _content(self, offset: int, size: int) -> memoryview:
         start, content = self._held

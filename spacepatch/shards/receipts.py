@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from spacepatch.errors import ShardError
+from spacepatch.errors import ShardError, StoreError
 from spacepatch.shards.version import FORMAT_VERSION, check_version
 from spacepatch.storage import publish_bytes
 
@@ -77,6 +78,8 @@ def read_receipt(path: Path) -> ShardReceipt:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise ShardError(f"{path}: no receipt") from None
+    except StoreError:
+        raise  # which says nothing of the receipt
     except (ValueError, OSError) as error:
         raise ShardError(f"{path}: torn receipt ({error})") from None
     if not isinstance(document, dict):
@@ -94,11 +97,21 @@ def read_receipt(path: Path) -> ShardReceipt:
         raise ShardError(f"{path}: not a receipt ({error})") from None
 
 
-def missing_files(folder: Path, receipt: ShardReceipt) -> list[str]:
-    """Files that the receipt names and that are absent or of another size."""
+def missing_files(
+    folder: Path, receipt: ShardReceipt, sizes: Mapping[str, int] | None = None
+) -> list[str]:
+    """Files that the receipt names and that are absent or of another size.
+
+    Args:
+        sizes: of the files of the folder, as of `sizes_in`; None: ask for each.
+    """
     wrong = []
     for name, entry in sorted(receipt.files.items()):
-        path = folder / name
-        if not path.is_file() or path.stat().st_size != entry["bytes"]:
+        if sizes is not None:
+            size = sizes.get(name)
+        else:
+            path = folder / name
+            size = path.stat().st_size if path.is_file() else None
+        if size != entry["bytes"]:
             wrong.append(name)
     return wrong

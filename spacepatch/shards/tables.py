@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
 
 from spacepatch.errors import ShardError
-from spacepatch.storage import publish
+from spacepatch.storage import is_on_store, publish
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -293,7 +293,7 @@ def read_rows(
     import pyarrow.parquet as parquet
 
     try:
-        with parquet.ParquetFile(path) as file:
+        with parquet.ParquetFile(openable(path)) as file:
             for group in range(file.num_row_groups):
                 rows = file.read_row_group(group)
                 if where is not None:
@@ -308,13 +308,19 @@ def read_rows(
         raise ShardError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from None
 
 
+def openable(path: Path) -> Any:
+    """What pyarrow opens: a path on local disk, or an open file of an object store; errors of the
+    store as of `Path.open`."""
+    return path.open("rb") if is_on_store(path) else path
+
+
 def read_arrow(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A table as pyarrow has it; errors as of `read_table`."""
     import pyarrow as pa
     import pyarrow.parquet as parquet
 
     try:
-        return parquet.ParquetFile(path).read(columns=columns)
+        return parquet.ParquetFile(openable(path)).read(columns=columns)
     except FileNotFoundError:
         raise ShardError(f"{path}: missing") from None
     except (pa.ArrowException, OSError) as error:
