@@ -113,6 +113,7 @@ class StorePath(ProxyUPath):
             except (*OURS, SpacepatchError):
                 raise
             except Exception as error:
+                _let_go(error)
                 if wait is None or isinstance(error, LASTING) or _is_about_credentials(error):
                     raise _told(error, str(self)) from error
             time.sleep(wait * random.uniform(0.5, 1.5))
@@ -388,6 +389,14 @@ def _told(error: Exception, where: str) -> Exception:
         f"{where}: the store does not answer as it should ({_line(error)}); what is done is kept: "
         "start again"
     )
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Without their frames, which fsspec makes a cycle of: through it they would keep alive what
+    our callers hold, such as tokens in an arena that is to be closed."""
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__cause__ or error.__context__
 
 
 def _line(error: Exception) -> str:

@@ -26,9 +26,9 @@ from typing import Any
 
 from s3_server import Fault, S3Server, s3_server
 
-LEASE_SECONDS = 1.0
+LEASE_SECONDS = 0.8
 SETTINGS = {"pack_length": 64, "max_tokens_per_frame": 16, "shard_size": "60kB", "workers": 1}
-MOST_RUNS = 3
+MOST_RUNS = 2
 """Under faults, of a trial."""
 PATIENCE_SECONDS = 60
 """Before a lease that nobody renews counts as one that never ends."""
@@ -126,7 +126,7 @@ class Trial:
         kinds = [
             Fault("status", status=status, code=code, applied=applied, **common),
             Fault("reset", applied=applied, **common),
-            Fault("slow", seconds=draw.uniform(0.1, 1.5 * LEASE_SECONDS), **common),
+            Fault("slow", seconds=draw.uniform(0.05, 1.2 * LEASE_SECONDS), **common),
             Fault("truncate", method="GET", **common),
             # Of what says its length itself: a listing that is cut off is no XML any more.
             Fault("short", method="GET", **common),
