@@ -28,7 +28,6 @@ MAX_JOBS_PER_WORKER = 2000
 IN_FLIGHT_PER_WORKER = 3
 """Jobs handed to the pool a worker: one running, and the next ones at hand."""
 
-
 POLL_SECONDS = 0.1
 PEBBLE_SLEEPS_SECONDS = 0.02
 """How long the pool takes at most to see that a worker died, or that no job will come."""

@@ -23,7 +23,6 @@ from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.limits import available_cores
 from spacepatch.pipeline.planfile import Plan
 from spacepatch.pipeline.running import JobReport, is_done
-from spacepatch.storage import is_on_store
 from spacepatch.workers import WorkerPool
 
 WAIT_SECONDS = 1.0
@@ -74,15 +73,7 @@ class RayExecutor:
         self.pool.retire()  # the plan is made: its workers would only wait
         with _connected(self.config) as ray:
             encoder = _for_nodes(self.encoder)
-            flight = _Flight(
-                ray,
-                self,
-                plan,
-                folder if is_on_store(folder) else folder.absolute(),
-                encoder,
-                deque(tasks),
-                on_note,
-            )
+            flight = _Flight(ray, self, plan, folder.absolute(), encoder, deque(tasks), on_note)
             for answer in flight.land():
                 for job in answer.jobs:
                     on_job(job)
