@@ -56,6 +56,9 @@ OTHER = {
     "on_error": "skip-video",
     "max_pixels": 3000,
     "worker_memory": "3GB",
+    "allow_network": True,
+    "cache_bytes": "1GB",
+    "cache_dir": "blocks",
     "patch": "3x3x3",
     "stride": 3,
     "keyframes": True,
@@ -147,7 +150,9 @@ def test_a_setting_changes_the_fingerprint_it_belongs_to_and_no_other(key: str) 
 
 
 @pytest.mark.parametrize(
-    "key", ["workers", "probe", "timeout", "worker_memory", "max_losses", "executor", "address"]
+    "key",
+    "workers probe timeout worker_memory max_losses executor address allow_network cache_bytes "
+    "cache_dir".split(),
 )
 def test_what_shapes_no_byte_is_in_no_fingerprint(key: str) -> None:
     assert fingerprint_of(key) == "run"

@@ -90,13 +90,6 @@ def test_a_wrong_path_is_an_error_that_names_it(tmp_path: Path, argument: str) -
     assert str(error.value).startswith(path or "''")
 
 
-@pytest.mark.parametrize("url", ["http://x/a.mp4", "s3://bucket/a.mp4", "file:///etc/passwd"])
-def test_a_url_is_refused_by_name(url: str) -> None:
-    with pytest.raises(ConfigError, match="only local paths") as error:
-        listed(url)
-    assert url in str(error.value)
-
-
 def test_the_command_line_names_an_empty_folder_and_a_wrong_path(tmp_path, spacepatch_cli) -> None:
     put(tmp_path / "empty", "notes.txt")
     empty = spacepatch_cli("plan", tmp_path / "empty")

@@ -58,7 +58,7 @@ def kind_of(url: str) -> str:
 
 def objects_below(url: str, is_wanted: Callable[[str], bool]) -> tuple[list[Entry], int]:
     """The objects below a folder whose names are wanted, in any order, and how many are left out:
-    a hidden folder counts as one.
+    a hidden folder counts as one, of which none is wanted.
 
     Raises:
         ConfigError: the store does not list them.
@@ -67,10 +67,10 @@ def objects_below(url: str, is_wanted: Callable[[str], bool]) -> tuple[list[Entr
     for entry in _find(url):
         parts = entry.name.split("/")
         dot = next((n for n, part in enumerate(parts) if part.startswith(".")), len(parts))
-        if dot < len(parts) or not is_wanted(entry.name):
-            left_out.add("/".join(parts[: dot + 1]))
-        else:
+        if is_wanted(entry.name):
             found.append(entry)
+        else:
+            left_out.add("/".join(parts[: dot + 1]))
     return found, len(left_out)
 
 
