@@ -214,6 +214,20 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[S3Server]:
         yield server
 
 
+@pytest.fixture
+def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """A bucket that this process and its children can read; blocks are kept nowhere."""
+    from spacepatch.remote import configure
+
+    # Our own tries are to be seen, not those of botocore.
+    for name, value in (s3.env | {"AWS_MAX_ATTEMPTS": "1"}).items():
+        monkeypatch.setenv(name, value)
+    configure(None, 0)
+    yield s3.bucket()
+    s3.inject()
+    configure(None, 0)
+
+
 @pytest.fixture(scope="session")
 def shards_of(tmp_path_factory: pytest.TempPathFactory) -> "ShardsOf":
     """Return a function that makes the shards of a recipe by its own lines, once for equal ones."""

@@ -33,6 +33,7 @@ WAYS_OUT = {
     "hf": "set HF_TOKEN, and HF_ENDPOINT for another hub",
 }
 """Where credentials and endpoints come from: the variables of each ecosystem, none of ours."""
+ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "hf": "HF_ENDPOINT"}
 NOT_CONFIGURED = frozenset(
     "NoCredentialsError PartialCredentialsError ProfileNotFound CredentialRetrievalError "
     "NoRegionError InvalidRegionError TokenRetrievalError UnauthorizedSSOTokenError "
@@ -184,10 +185,11 @@ def _translated(error: Exception, url: str) -> OSError:
 
 def explain(url: str, error: OSError) -> ConfigError:
     """Why a SOURCE argument cannot be read, with the way out."""
-    way = WAYS_OUT.get(protocol_of(url), "")
+    protocol = protocol_of(url)
+    credentials = WAYS_OUT.get(protocol, "sign it, or copy the file")
     if isinstance(error, FileNotFoundError):
         return ConfigError(f"{shown(url)}: no such object, folder or bucket")
-    if isinstance(error, NotConfiguredError):
-        return ConfigError(f"{shown(url)}: no credentials; {way}")
-    hint = f"; {way}" if way else ""
-    return ConfigError(f"{shown(url)}: {error.strerror}{hint}")
+    if isinstance(error, PermissionError) and not isinstance(error, PrivateAddressError):
+        return ConfigError(f"{shown(url)}: {error.strerror}; {credentials}")
+    way = f"try again later, or see whether {ENDPOINTS.get(protocol, 'the address')} is right"
+    return ConfigError(f"{shown(url)}: {error.strerror}; {way}")
