@@ -128,8 +128,16 @@ class Trial:
             Fault("reset", applied=applied, **common),
             Fault("slow", seconds=draw.uniform(0.05, 1.2 * LEASE_SECONDS), **common),
             Fault("truncate", method="GET", **common),
-            # Of what says its length itself: a listing that is cut off is no XML any more.
             Fault("short", method="GET", **common),
+            # An outage: a run may give up.
+            Fault(
+                "status",
+                status=status,
+                code=code,
+                applied=applied,
+                count=draw.randint(3, 12),
+                target=draw.choice([r"\.tar", r"\.json", r"\.parquet", r"\.spacepatch"]),
+            ),
         ]
         return draw.sample(kinds, draw.randint(1, 3))
 

@@ -98,6 +98,8 @@ def test_answers_that_are_cut_off_are_asked_for_again(folder: Any, s3: S3Server)
     for kind in ("truncate", "short"):
         with s3.faults(Fault(kind, count=2, method="GET", target="folder/one")):
             assert (folder / "one").read_bytes() == content
+        with s3.faults(Fault(kind, count=2, method="GET", target="folder/one")):
+            assert (folder / "one").read_range(1000, 200_000) == content[1000:200_000]
     with s3.faults(Fault("status", count=2, status=429, code="TooManyRequests")):
         assert (folder / "one").is_file()
 
