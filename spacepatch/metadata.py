@@ -52,7 +52,7 @@ def sample_extra(texts: Mapping[str, bytes | None]) -> tuple[dict[str, Any], str
         except ValueError as error:
             faults.append(f"the txt {error}")
         else:
-            if caption and extra.get("caption", caption) != caption:
+            if caption and extra.get("caption") not in (None, "", caption):
                 name = "json_caption"
                 while name in extra:
                     name = f"json_{name}"

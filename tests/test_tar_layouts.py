@@ -121,6 +121,7 @@ def test_each_of_several_videos_of_a_sample_has_what_is_said_of_it(tmp_path: Pat
         ([("0.JSON", b"\xef\xbb\xbf{}"), ("0.Txt", "\ufeffé".encode())], {"caption": "é"}),
         ([("0.json", b'{"caption": "same"}'), ("0.txt", b"same")], {"caption": "same"}),
         ([("0.json", b'{"caption": "kept"}'), ("0.txt", b"")], {"caption": "kept"}),
+        ([("0.json", b'{"caption": null}'), ("0.txt", b"said")], {"caption": "said"}),
         (
             [("0.json", b'{"caption": "video"}'), ("0.txt", b"clip")],
             {"caption": "clip", "json_caption": "video"},
@@ -376,20 +377,23 @@ NEGATIVE = b"\xff" * 10 + (-512).to_bytes(2, "big", signed=True)
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "why"),
     [
-        header("a.mp4", NEGATIVE) * 3,
-        header("a", NEGATIVE, tarfile.XHDTYPE) * 3,
-        header("a.mp4", b"\x80" + b"\x7f" * 11) * 3,
-        header("a", 7 << 30, tarfile.XHDTYPE) + bytes(5000),
-        header("a", 7 << 30, tarfile.GNUTYPE_LONGNAME) + bytes(5000),
-        b"".join(header("a", 0, tarfile.XHDTYPE) for _ in range(5000)),
+        (header("a.mp4", NEGATIVE) * 3, ""),
+        (header("a", NEGATIVE, tarfile.XHDTYPE) * 3, ""),
+        (header("a.mp4", b"\x80" + b"\x7f" * 11) * 3, ""),
+        (header("a", 300_000, tarfile.XHDTYPE) + bytes(300_000), "claims 300,032 bytes"),
+        (header("a", 300_000, tarfile.GNUTYPE_LONGNAME) + bytes(300_000), "claims 300,032 bytes"),
+        (
+            b"".join(header("a", 0, tarfile.XHDTYPE) for _ in range(5000)),
+            "header inside is damaged",
+        ),
     ],
     ids=["back", "back, pax", "beyond", "large pax", "long name", "pax of pax"],
 )
-def test_headers_that_lie_are_refused(tmp_path: Path, content: bytes) -> None:
+def test_headers_that_lie_are_refused(tmp_path: Path, content: bytes, why: str) -> None:
     (tmp_path / "x.tar").write_bytes(content + bytes(1024))
-    with pytest.raises(ConfigError, match=r"x\.tar: not a plain tar that can be read: "):
+    with pytest.raises(ConfigError, match=rf"x\.tar: not a plain tar that can be read: .*{why}"):
         listed(tmp_path / "x.tar")
 
 
