@@ -99,7 +99,7 @@ def check_inputs(
         if names
     ]
     if not parts and not has_same_names:
-        parts = ["ranges or columns of a manifest, or what a tar says of its videos, changed"]
+        parts = ["ranges, columns of the manifest or what a tar says of its videos changed"]
     if parts:
         raise ResumeError(
             "the inputs are not those of the plan: "
