@@ -16,6 +16,7 @@ from test_crashes import (
     FEW,
     SMALL_SHARDS,
     assert_nothing_half_visible,
+    assert_resumes,
     command,
     digests,
     spacepatch,
@@ -54,7 +55,7 @@ def clips(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def untroubled(clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("untroubled") / "out"
-    assert spacepatch(*command(clips, out, *SMALL_SHARDS)).returncode == DONE_WITH_LOSSES
+    assert spacepatch(*command(clips, out, **SMALL_SHARDS)).returncode == DONE_WITH_LOSSES
     return out
 
 
@@ -64,7 +65,7 @@ def pages(*paths: Path) -> int:
 
 
 def assert_fails(clips: Path, out: Path, said: str, *arguments: str) -> None:
-    done = spacepatch(*(arguments or command(clips, out, *SMALL_SHARDS)))
+    done = spacepatch(*(arguments or command(clips, out, **SMALL_SHARDS)))
     assert done.returncode == 1, done.stderr
     said_before = "nothing left to do: every shard has its receipt\n"  # but to merge the tables
     error = done.stderr.removeprefix(said_before)
@@ -97,8 +98,7 @@ def test_a_disk_that_fills_up_at_any_file_is_one_line_and_the_same_command_goes_
         assert len(finished) == num_finished, (room, finished)
         assert not list((out / ".spacepatch").glob("*.tmp-*"))
     remount(disk, f"size={ROOM}")
-    assert spacepatch(*command(clips, out, *SMALL_SHARDS)).returncode == DONE_WITH_LOSSES
-    assert digests(out) == digests(untroubled)
+    assert_resumes(clips, out, untroubled, **SMALL_SHARDS)
 
 
 def test_a_disk_that_is_read_only_is_one_line_and_what_is_there_can_be_read(
@@ -109,15 +109,14 @@ def test_a_disk_that_is_read_only_is_one_line_and_what_is_there_can_be_read(
     assert_fails(clips, disk / "new", read_only)
     remount(disk, "rw")
     out = disk / "out"
-    planned = spacepatch("plan", *command(clips, out, *SMALL_SHARDS)[1:])
+    planned = spacepatch("plan", *command(clips, out, **SMALL_SHARDS)[1:])
     assert planned.returncode == 0, planned.stderr
     before = digests(out)
     remount(disk, "ro")
     assert_fails(clips, out, read_only)
     assert digests(out) == before
     remount(disk, "rw")
-    assert spacepatch(*command(clips, out, *SMALL_SHARDS)).returncode == DONE_WITH_LOSSES
-    assert digests(out) == digests(untroubled)
+    assert_resumes(clips, out, untroubled, **SMALL_SHARDS)
     remount(disk, "ro")
     for reading in ("verify", "inspect"):
         read = spacepatch(reading, str(out))
@@ -133,7 +132,7 @@ def test_a_folder_that_may_not_be_written_is_one_line(clips: Path, tmp_path: Pat
         plain = ["setpriv", "--bounding-set=-dac_override"]
         if shutil.which("setpriv") is None:
             pytest.skip("root needs setpriv to be like anybody else")
-    program = [*plain, sys.executable, "-m", "spacepatch", *command(clips, out, *SMALL_SHARDS)]
+    program = [*plain, sys.executable, "-m", "spacepatch", *command(clips, out, **SMALL_SHARDS)]
     done = subprocess.run(program, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
