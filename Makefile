@@ -28,9 +28,10 @@ demo: $(INSTALLED) ## turn samples/clips into demo-shards and describe them
 	esac
 	$(BIN)/spacepatch inspect demo-shards
 
-# Two processes; a file stays in one, with what its tests share. In the order of tests/conftest.py.
+# Three processes for two cores, because tests of kills, clusters and stores mostly wait. A file stays
+# in one, with what its tests share. In the order of tests/conftest.py.
 test: $(INSTALLED) ## run the tests (PYTEST_ARGS="-k packing" for some)
-	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 20 $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations 20 $(PYTEST_ARGS)
 
 fuzz: $(INSTALLED) ## tokenize 10,000 mutated videos (FUZZ=500 for fewer)
 	$(BIN)/python tests/fuzz.py --files $(FUZZ)

@@ -1,5 +1,5 @@
 """Object stores through fsspec: paths on them, range reads, whole uploads, retries, one line for
-each error. The one place that knows fsspec's and its stores' errors."""
+each error."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ import fsspec
 from upath.extensions import ProxyUPath
 
 from spacepatch.errors import ConfigError, MissingDependencyError, SpacepatchError, StoreError
+from spacepatch.store_errors import is_about_credentials, let_go, line_of, told
 
 T = TypeVar("T")
 
@@ -79,10 +80,10 @@ def open_store(url: str, *, writes: bool) -> StorePath:
     except ImportError as error:
         package = kinds[protocol]
         raise MissingDependencyError(
-            f"{url}: needs {package} ({_line(error)}): pip install 'spacepatch[remote]' {package}"
+            f"{url}: needs {package} ({line_of(error)}): pip install 'spacepatch[remote]' {package}"
         ) from None
     except Exception as error:
-        raise _told(error, url) from error
+        raise told(error, url) from error
     return path
 
 
@@ -113,9 +114,9 @@ class StorePath(ProxyUPath):
             except (*OURS, SpacepatchError):
                 raise
             except Exception as error:
-                _let_go(error)
-                if wait is None or isinstance(error, LASTING) or _is_about_credentials(error):
-                    raise _told(error, str(self)) from error
+                let_go(error)
+                if wait is None or isinstance(error, LASTING) or is_about_credentials(error):
+                    raise told(error, str(self)) from error
             time.sleep(wait * random.uniform(0.5, 1.5))
         raise AssertionError("the last one returns or raises")
 
@@ -291,7 +292,7 @@ def _send(fs: Any, path: str, name: str, before: Callable[[], None]) -> None:
         fs.put_file(name, path, **options)
     except FileNotFoundError as error:
         # An upload that is complete, and whose answer was lost, is not there a second time.
-        raise OSError(errno.EIO, _line(error)) from error
+        raise OSError(errno.EIO, line_of(error)) from error
     if not _is_there(fs, path, name, size):
         fs.rm_file(path)
         raise OSError(errno.EIO, "what is there is not what was sent")
@@ -364,41 +365,3 @@ def _is_s3(fs: Any) -> bool:
 
 def _name_of(path: str) -> str:
     return path.rstrip("/").rpartition("/")[2]
-
-
-def _is_about_credentials(error: Exception) -> bool:
-    """Of botocore, google.auth and azure.identity, whose errors are no OSErrors."""
-    return "credential" in f"{type(error).__name__} {_line(error)}".lower()
-
-
-def _told(error: Exception, where: str) -> Exception:
-    """A foreign error in our words, and in one line."""
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(errno.ENOENT, "no such object or bucket", where)
-    if isinstance(error, FileExistsError):
-        return FileExistsError(errno.EEXIST, "is there already", where)
-    if _is_about_credentials(error):
-        return StoreError(
-            f"{where}: no credentials ({_line(error)}): docs/stores.md says where they go"
-        )
-    if isinstance(error, PermissionError):
-        return StoreError(
-            f"{where}: denied ({_line(error)}): give credentials that may, or another place"
-        )
-    return StoreError(
-        f"{where}: the store does not answer as it should ({_line(error)}); what is done is kept: "
-        "start again"
-    )
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Without their frames, which fsspec makes a cycle of: through it they would keep alive what
-    our callers hold, such as tokens in an arena that is to be closed."""
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__cause__ or error.__context__
-
-
-def _line(error: Exception) -> str:
-    text = getattr(error, "strerror", None) or str(error)
-    return (text.splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -302,8 +302,7 @@ class WorkerPool:
                 job.future.cancel()
         if self._running and not self._pool.active:
             self._revive(self._pools)
-            return
-        if started < self.workers and any(
+        elif started < self.workers and any(
             self._beats[job.slot] == 0 and now - job.queued > self._patience
             for job in self._running.values()
         ):

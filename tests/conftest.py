@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
-# Two processes run tests: threads of torch in both of them, which wait for one another, made some
-# tests 17 times slower. Processes that tests start have it too.
+# Several processes run tests: threads of torch in all of them, which wait for one another, made
+# some tests 17 times slower. Processes that tests start have it too.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -32,6 +32,8 @@ LONGEST = (
     "test_conformance",
     "test_corpus",
     "test_preset_runs",
+    "test_remote_output",
+    "test_ray",
     "test_latent_rows",
 )
 """Files that take the longest: they begin, so that no process is left alone with one at the end."""
