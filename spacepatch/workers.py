@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import gc
-import os
 import queue
-import shutil
 import signal
 import threading
 import time
@@ -13,7 +11,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from multiprocessing import get_all_start_methods, get_context, parent_process
+from multiprocessing import get_all_start_methods, get_context
 from multiprocessing.context import BaseContext
 from multiprocessing.util import get_temp_dir
 from types import TracebackType
@@ -21,6 +19,7 @@ from typing import Any
 
 from spacepatch.errors import WorkerError
 from spacepatch.limits import WORKER_MEMORY, give_back_large_blocks, limit_itself
+from spacepatch.orphans import die_with_parent
 
 MAX_JOBS_PER_WORKER = 2000
 """Jobs after which a worker is replaced: whatever a decoder leaks ends there."""
@@ -363,7 +362,7 @@ def _start_worker(beats: Any, memory: int, folder: str, prepare: Callable[[], No
     _beats = beats
     # Ctrl-C reaches the whole process group; only the parent decides what it means.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_die_with_parent, args=(folder,), daemon=True).start()
+    threading.Thread(target=die_with_parent, args=(folder,), daemon=True).start()
     import spacepatch.preloaded  # noqa: F401  # where no server has
 
     if prepare is not None:
@@ -372,20 +371,6 @@ def _start_worker(beats: Any, memory: int, folder: str, prepare: Callable[[], No
     give_back_large_blocks()
     # What is loaded now stays: the collections after each job need not look at it.
     gc.freeze()
-
-
-def _die_with_parent(folder: str) -> None:
-    """A worker whose parent was killed must not decode on, or hang on, for nobody.
-
-    Args:
-        folder: for temporary files of its parent, who has not removed it: Ray, for one, ends what
-            is idle by force.
-    """
-    parent = parent_process()
-    assert parent is not None, "a worker is started by somebody"
-    parent.join()
-    shutil.rmtree(folder, ignore_errors=True)
-    os._exit(1)
 
 
 def _run(slot: int, function: Callable[[Any], Any], argument: Any) -> Any:

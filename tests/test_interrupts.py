@@ -8,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -115,6 +116,21 @@ def test_a_run_stops_while_its_workers_are_busy(
     assert_stopped(process, out)
     assert (out / "plan.json").exists() == (wait_until is is_decoding)
     assert not finished(out)
+
+
+def test_a_run_that_is_killed_leaves_no_process_and_no_temporary_folder(
+    long_clip: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        monkeypatch.setenv("TMPDIR", folder)
+        out = tmp_path / "out"
+        process = begin("-m", "spacepatch", "tokenize", str(long_clip), "--out", str(out))
+        is_decoding(process.pid, out, long_clip / "long.mp4")
+        assert list(Path(folder).iterdir())
+        process.kill()
+        process.communicate(timeout=AT_ONCE)
+        assert not session_of(process.pid)
+        assert not list(Path(folder).iterdir())
 
 
 # --- while something is written ----------------------------------------------------------------
