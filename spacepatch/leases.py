@@ -2,7 +2,8 @@
 
 The lease NAME is the object `.spacepatch/NAME.000001`, made by a request that fails where there is
 one. Its owner says in it until when it holds, and puts that off while it lives. Who finds one that
-has ended makes the next number; of several who try, one can. The highest number is the lease.
+has ended makes the next number; of several who try, one can. The highest number is the lease. One
+that is given back stays, and says so: it marks the folder as ours, and no number comes twice.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Lease:
 
     def take(self) -> bool:
         """Whether it is ours now."""
-        if not self.path.create(self._content()):
+        if not self.path.create(self._content(seconds=self._seconds)):
             return False
         self._renewer.start()
         return True
@@ -73,23 +74,23 @@ class Lease:
         self._renewer.join()
         with suppress(StoreError, ResumeError):  # then it ends by itself
             self.check()
-            self.path.unlink(missing_ok=True)
+            self.path.overwrite(self._content(seconds=0))
 
     def _renew(self) -> None:
         while not self._ended.wait(self._seconds / RENEWALS):
             # Whoever writes looks for himself whether the lease is still ours.
             with suppress(StoreError, ResumeError):
                 self.check()
-                self.path.overwrite(self._content())
+                self.path.overwrite(self._content(seconds=self._seconds))
 
-    def _content(self) -> bytes:
-        until = time.time() + self._seconds
+    def _content(self, *, seconds: float) -> bytes:
+        until = time.time() + seconds
         return json.dumps(
             {
                 "owner": f"{socket.gethostname()}, process {os.getpid()}",
                 "identity": self._identity,
                 "until": datetime.fromtimestamp(until, UTC).isoformat(),
-                "seconds": self._seconds,
+                "seconds": seconds,
             }
         ).encode()
 
@@ -142,6 +143,7 @@ def _has_ended(folder: StorePath, path: StorePath) -> bool:
     found = _read(path)
     if found is None:
         return False
+    # 0, where it was given back.
     seconds = float(found.get("seconds", 0))
     if found and 0 < datetime.fromisoformat(found["until"]).timestamp() - time.time() <= seconds:
         raise _refusal(folder, found)

@@ -114,7 +114,8 @@ class Trial:
         assert self.check() == set(self._expected), "the last run must leave all files"
         client = self._s3.client()
         assert not client.list_multipart_uploads(Bucket=self._bucket).get("Uploads")
-        assert not [key for key in self._s3.keys(self._bucket) if "/.spacepatch/" in key]
+        left = [key for key in self._s3.keys(self._bucket) if "/.spacepatch/" in key]
+        assert len(left) == 1 and json.loads(self._s3.get(self._bucket, left[0]))["seconds"] == 0
 
     def _faults(self) -> list[Fault]:
         draw, seed = self._draw, self._draw.randrange(1 << 30)

@@ -94,13 +94,27 @@ def test_output_on_s3_has_the_bytes_of_a_local_run(on_s3: str, on_disk: Path, s3
 
 def test_output_in_memory_has_the_bytes_of_a_local_run(clips: list[str], on_disk: Path) -> None:
     tokenize(clips, out="memory://shards", config=load_config(CONFIG))
-    found = {path.name: path.read_bytes() for path in open_folder("memory://shards").iterdir()}
+    paths = open_folder("memory://shards").iterdir()
+    found = {path.name: path.read_bytes() for path in paths if path.is_file()}
     assert found == {path.name: path.read_bytes() for path in on_disk.iterdir() if path.is_file()}
 
 
-def test_a_finished_run_leaves_nothing_private(on_s3: str, s3: S3Server) -> None:
+def test_a_finished_run_leaves_nothing_private_but_its_lease(on_s3: str, s3: S3Server) -> None:
     bucket = on_s3.split("/")[2]
-    assert [key for key in s3.keys(bucket) if ".spacepatch" in key] == []
+    private = [key for key in s3.keys(bucket) if ".spacepatch" in key]
+    assert private == ["some/shards/.spacepatch/lock.000001"]
+
+
+def test_a_run_that_stopped_before_its_plan_was_whole_is_begun_again(
+    clips: list[str], s3: S3Server, on_disk: Path
+) -> None:
+    url = f"s3://{s3.bucket()}/shards"
+    denied = Fault("status", status=403, code="AccessDenied", target=r"/plan\.json", method="PUT")
+    with s3.faults(denied), pytest.raises(StoreError, match=r"plan\.json: denied"):
+        tokenize(clips, out=url, config=load_config(CONFIG))
+    assert list(digests(url, s3)) == ["plan.parquet"]
+    tokenize(clips, out=url, config=load_config(CONFIG))
+    assert digests(url, s3) == digests(on_disk, s3)
 
 
 def test_a_dataset_is_verified_and_described_where_it_lies(on_s3: str, on_disk: Path) -> None:
