@@ -29,7 +29,7 @@ def die_with_parent(folder: str) -> None:
 
 
 def _has_ended(pid: int) -> bool:
-    """Whether a process is no more, or nobody asked yet how it ended; where that can be told."""
+    """Whether a process has ended, waited for by its own parent or not, where that can be told."""
     if sys.platform != "linux":
         return False
     try:
