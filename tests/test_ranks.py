@@ -169,6 +169,12 @@ def test_a_plan_without_tasks_is_finished_by_ranks_that_have_nothing_to_do(
     assert digests(tmp_path / "out") == digests(tmp_path / "whole")
 
 
+def test_a_cluster_that_shares_out_shards_takes_no_ranks(planned: Path, place: Path) -> None:
+    code, _, stderr = end(start(place, planned, 0, 2, "--executor", "ray"))
+    assert code == 2
+    assert "executor: ray shares out the shards itself; leave --rank out" in stderr
+
+
 def test_overwrite_is_not_for_one_of_many(planned: Path, place: Path) -> None:
     code, _, stderr = end(start(place, planned, 0, 2, "--overwrite"))
     assert code == 2

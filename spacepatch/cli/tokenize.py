@@ -73,6 +73,10 @@ def command(
                 "overwrite: would remove what other ranks make; begin anew with spacepatch plan "
                 "--overwrite, then start the ranks"
             )
+        if config.executor != "local":
+            raise ConfigError(
+                f"executor: {config.executor} shares out the shards itself; leave --rank out"
+            )
         with display.RunProgress() as progress:
             done = tokenize_rank(
                 sources,
