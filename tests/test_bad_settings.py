@@ -136,6 +136,10 @@ BAD = [
     ("timeout", float("inf")),
     ("max_losses", "few"),
     ("max_losses", "-1"),
+    ("executor", "rya"),
+    ("cpus_per_task", 0),
+    ("gpus_per_task", -1),
+    ("cache_bytes", "lots"),
 ]
 
 
@@ -148,7 +152,8 @@ def test_a_bad_value_is_one_line_with_the_key_and_the_value(key: str, value: Any
 
 def test_there_is_a_bad_value_for_every_setting_that_is_no_switch() -> None:
     switches = {key for key, field in RunConfig.model_fields.items() if field.annotation is bool}
-    free = {"encoder"}  # a name or a path: what is wrong with it is known when it is loaded
+    # Names and paths: what is wrong with them is known when they are used.
+    free = {"encoder", "address", "cache_dir"}
     assert {key for key, _ in BAD} | switches | free == set(RunConfig.model_fields)
 
 
