@@ -3,22 +3,35 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
+import itertools
 import json
 import re
+import tarfile
+from array import array
+from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+import numpy as np
+
+from spacepatch.data import ClipRange
 from spacepatch.errors import ConfigError
+from spacepatch.metadata import jsonable
 from spacepatch.remote import is_url, open_source, shown
 from spacepatch.remote.urls import below, check_url, folder_of, is_web, name_in
 from spacepatch.remote.web import refuse_private
 
 EXTENSIONS = ("csv", "jsonl", "parquet")
 """Of files that are manifests by their name."""
+
+RESERVED_COLUMNS = ("uri", "start", "end")
+"""Manifest columns that we read; every other one travels to the segment (`id` included)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +72,81 @@ class ListBase:
         return (url, shown(url)) if is_url(url) else _below(url, root)
 
 
-def manifest_rows(path: Path | str) -> Iterator[dict[str, Any]]:
-    """The rows of a manifest at a path or URL, by column.
+@contextmanager
+def blaming(where: str) -> Iterator[None]:
+    """What is wrong with a line, a row or a tar becomes an error that says which one it is."""
+    try:
+        yield
+    except (ValueError, csv.Error, tarfile.TarError, OSError) as error:
+        raise ConfigError(f"{where}: {error}") from None
+
+
+def manifest_entries(path: Path | str) -> Iterator[tuple[str, list[ClipRange], int]]:
+    """What a manifest at a path or URL asks for: of each uri its ranges, in the order of the rows,
+    and the number of its first row; in the order of first mention.
+
+    It is read twice, so that of most no more than a row is in memory: 8 bytes of each stay there,
+    and the ranges of those uris whose rows do not follow each other.
+
+    Raises:
+        ConfigError: a row cannot be read, or asks for what another one did.
+    """
+    keys = array("Q", (_key(uri) for uri, _, _ in _ranges(path)))
+    scattered = _scattered(np.frombuffer(keys, np.uint64))
+    collected: dict[str, list[tuple[ClipRange, int]]] = defaultdict(list)
+    for uri, asked, number in _ranges(path) if scattered else ():
+        if _key(uri) in scattered:
+            collected[uri].append((asked, number))
+    mentioned: set[str] = set()
+    for uri, group in itertools.groupby(_ranges(path), key=lambda row: row[0]):
+        if uri in mentioned:
+            continue
+        if uri in collected:
+            mentioned.add(uri)
+        rows = collected.get(uri) or [(asked, number) for _, asked, number in group]
+        seen: set[tuple[Fraction, Fraction | None]] = set()
+        for asked, number in rows:
+            span = asked.start_seconds or Fraction(0), asked.stop_seconds
+            if span in seen:
+                where = f"{shown(str(path))}: row {number}"
+                raise ConfigError(f"{where}: repeats the range of an earlier row of {shown(uri)}")
+            seen.add(span)
+        yield uri, [asked for asked, _ in rows], rows[0][1]
+
+
+def _ranges(path: Path | str) -> Iterator[tuple[str, ClipRange, int]]:
+    """(uri, range, number) of each row."""
+    rows = _rows(path)
+    for number in itertools.count(1):
+        with blaming(f"{shown(str(path))}: row {number}"):
+            row = next(rows, None)
+            if row is None:
+                return
+            uri = row.get("uri")
+            if not uri or not isinstance(uri, str):
+                raise ValueError(f"has no uri; columns are {', '.join(row)}")
+            start, stop = parse_seconds(row, "start"), parse_seconds(row, "end")
+            if stop is not None and stop <= (start or 0):
+                raise ValueError(f"end {row['end']} is not after {row.get('start') or 0}")
+            extra = {key: value for key, value in row.items() if key not in RESERVED_COLUMNS}
+            asked = ClipRange(start, stop, jsonable(extra))
+        yield uri, asked, number
+
+
+def _key(uri: str) -> int:
+    content = uri.encode(errors="surrogatepass")
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
+
+
+def _scattered(keys: np.ndarray) -> frozenset[int]:
+    """Those that occur again after others."""
+    groups = keys[np.flatnonzero(np.diff(keys, prepend=~keys[:1]) != 0)]
+    ordered = np.sort(groups)
+    return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
+
+
+def _rows(path: Path | str) -> Iterator[dict[str, Any]]:
+    """By column.
 
     Raises:
         ValueError, csv.Error, OSError: the next row cannot be read.

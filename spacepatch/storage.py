@@ -1,6 +1,6 @@
 """Write durably, publish atomically, lock: the only file that renames, syncs or removes.
 
-On an object store the same is done by `stores` and `leases`, which a local run never loads.
+On an object store the same is done by `spacepatch.remote`, of which a local run loads none.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import re
 import shutil
 import tempfile
 import uuid
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, TypeGuard, cast
@@ -19,7 +19,7 @@ from urllib.parse import unquote, urlsplit
 from spacepatch.errors import ConfigError, ResumeError
 
 if TYPE_CHECKING:
-    from spacepatch.stores import StorePath
+    from spacepatch.remote.paths import StorePath
 
 PRIVATE = ".spacepatch"
 """Folder inside an output folder for lock, logs and temporary files; not part of the format."""
@@ -47,7 +47,7 @@ def open_folder(place: str | Path, *, writes: bool = False) -> Path:
 
     for module, package in (("fsspec", "fsspec"), ("upath", "universal_pathlib")):
         needed(module, package, by=place, extra="remote")
-    from spacepatch.stores import open_store
+    from spacepatch.remote.paths import open_store
 
     # It has of a Path what is asked of one here.
     return cast(Path, open_store(place, writes=writes))
@@ -77,7 +77,7 @@ def publish(path: Path, write: Callable[[IO[bytes]], None]) -> None:
         ResumeError: on an object store, another run has taken over.
     """
     if is_on_store(path):
-        from spacepatch.stores import upload
+        from spacepatch.remote.uploads import upload
 
         folder = path.parent
         upload(path, write, before=lambda: _check_leases(folder))
@@ -101,6 +101,24 @@ def publish(path: Path, write: Callable[[IO[bytes]], None]) -> None:
 def publish_bytes(path: Path, content: bytes) -> None:
     """`publish` for content that is at hand."""
     publish(path, lambda file: _write_all(file, content))
+
+
+def publish_folder(path: Path, files: Mapping[str, bytes]) -> None:
+    """`publish` for a folder of files, on local disk, that is not there yet."""
+    temporary = private_folder(path.parent) / f"{path.name}.tmp-{uuid.uuid4().hex}"
+    temporary.mkdir()
+    try:
+        for name, content in files.items():
+            with (temporary / name).open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+        sync_folder(temporary)
+        temporary.replace(path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    sync_folder(path.parent)
 
 
 def _write_all(file: IO[bytes], content: bytes) -> None:
@@ -145,12 +163,14 @@ def sweep_temporary(output: Path, stems: Collection[str] | None = None) -> None:
         stems: those of a rank's own shards, for others may be writing; None: whatever is there.
     """
     if is_on_store(output):
-        from spacepatch.stores import abort_uploads
+        from spacepatch.remote.uploads import abort_uploads
 
         abort_uploads(output, stems)
         return
     for path in sorted(private_folder(output).glob("*.tmp-*")):
-        if stems is None or path.name.partition(".")[0] in stems:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        elif stems is None or path.name.partition(".")[0] in stems:
             path.unlink(missing_ok=True)
 
 
@@ -176,6 +196,14 @@ def remove_private(output: Path) -> None:
                 path.unlink(missing_ok=True)
 
 
+def remove_folder(folder: Path) -> None:
+    """Remove a folder of our own inside a private one, with all that is in it."""
+    if is_on_store(folder):
+        remove([cast(Path, folder / name) for name in folder.sizes()])
+    elif folder.is_dir():
+        shutil.rmtree(folder)
+
+
 @contextmanager
 def lock(output: Path) -> Iterator[None]:
     """Own `output` until the block ends or the process dies, however it dies: by `flock`, or by a
@@ -185,7 +213,7 @@ def lock(output: Path) -> Iterator[None]:
         ResumeError: another run, or a rank of one, owns it now.
     """
     if is_on_store(output):
-        from spacepatch.leases import lease, refuse_held
+        from spacepatch.remote.leases import lease, refuse_held
 
         with lease(output, "lock"):
             refuse_held(output, lambda name: name.startswith("rank-"))
@@ -210,7 +238,7 @@ def lock_rank(output: Path, number: int, world_size: int) -> Iterator[None]:
     """
     own, others = f"rank-{number}-of-{world_size}", f"-of-{world_size}"
     if is_on_store(output):
-        from spacepatch.leases import lease, refuse_held
+        from spacepatch.remote.leases import lease, refuse_held
 
         with lease(output, own):
             refuse_held(output, lambda name: not name.endswith(others))
@@ -268,6 +296,6 @@ def _refusal(output: Path, who: str) -> ResumeError:
 
 
 def _check_leases(folder: StorePath) -> None:
-    from spacepatch.leases import check_leases
+    from spacepatch.remote.leases import check_leases
 
     check_leases(folder)

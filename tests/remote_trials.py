@@ -209,8 +209,8 @@ def main() -> None:
     # Once for all runs, which are forked: nothing here starts a thread.
     import s3fs  # noqa: F401
 
-    import spacepatch.leases
     import spacepatch.pipeline
+    import spacepatch.remote.leases
 
     counts: Counter[str] = Counter()
     with ExitStack() as stack:
@@ -218,7 +218,7 @@ def main() -> None:
         s3 = stack.enter_context(s3_server(folder))
         # One attempt of botocore: else few faults would reach us.
         os.environ |= s3.env | {"AWS_MAX_ATTEMPTS": "1"}
-        os.environ[spacepatch.leases.SECONDS] = str(LEASE_SECONDS)
+        os.environ[spacepatch.remote.leases.SECONDS] = str(LEASE_SECONDS)
         sources = make_pictures(folder / "pictures")
         log = folder / "runs.log"
         code = os.waitpid(in_process(lambda: tokenize(sources, folder / "local"), log), 0)[1]

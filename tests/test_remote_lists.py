@@ -25,7 +25,7 @@ from spacepatch.sources import list_sources
         ("s3://*/nothing.mp4", "name one bucket"),
         ("s3://", "names no bucket"),
         ("gs://{bucket}", "pip install gcsfs"),
-        ("ftp://{bucket}/x", "only file://, s3://, gs://"),
+        ("ftp://{bucket}/x", "only file://, s3://"),
         ("simplecache::file:///etc", "can be read"),
         ("file://host/x", "a file on another machine"),
         ("http://example.com/x.mp4", "give --allow-network"),

@@ -110,7 +110,7 @@ def test_a_run_that_stopped_before_its_plan_was_whole_is_begun_again(
 ) -> None:
     url = f"s3://{s3.bucket()}/shards"
     denied = Fault("status", status=403, code="AccessDenied", target=r"/plan\.json", method="PUT")
-    with s3.faults(denied), pytest.raises(StoreError, match=r"plan\.json: denied"):
+    with s3.faults(denied), pytest.raises(StoreError, match=r"plan\.json: the store denies access"):
         tokenize(clips, out=url, config=load_config(CONFIG))
     assert list(digests(url, s3)) == ["plan.parquet"]
     tokenize(clips, out=url, config=load_config(CONFIG))
@@ -230,7 +230,7 @@ def test_a_run_that_fails_after_requests_were_repeated_says_why(
                 Fault("reset", method="PUT", target=r"-000000\.tar", count=10),
                 Fault("status", status=403, code="AccessDenied", target=r"-000001\.tar"),
             ),
-            pytest.raises(StoreError, match=r"-000001\.tar: denied"),
+            pytest.raises(StoreError, match=r"-000001\.tar: the store denies access"),
         ):
             tokenize(clips, out=f"s3://{s3.bucket()}/shards", config=load_config(CONFIG))
     finally:
@@ -324,10 +324,10 @@ def test_a_run_that_slept_while_another_took_over_writes_nothing_more(
         _, told = run.communicate(timeout=120)
     assert run.returncode == 1
     assert "another run took over" in told and "Traceback" not in told
-    # But for the request that was on its way when it fell asleep.
-    written = [request for request in s3.requests() if request.method != "GET"]
-    written = [request.path for request in written if request.method != "HEAD"]
-    assert all(path.endswith("-000000.json") for path in written) and len(written) <= 1
+    # But for the request that was on its way when it fell asleep, which the library may send again
+    # where its connection broke meanwhile: the same bytes at the same place.
+    written = [request for request in s3.requests() if request.method not in ("GET", "HEAD")]
+    assert {request.path.rpartition("-")[2] for request in written} <= {"000000.json"}, written
     assert digests(runs.url, s3) == digests(on_disk, s3)
 
 

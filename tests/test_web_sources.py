@@ -1,85 +1,20 @@
 """Sources on web servers: only with leave, and never inside a private network."""
 
-import re
 import socket
-import threading
-from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote
 
 import pytest
 from conftest import SpacepatchCli
 from listings import make_tar
 from small_runs import SMALL, rows
+from web_server import Server
 
 from spacepatch.errors import ConfigError
+from spacepatch.listings import Listing
 from spacepatch.remote import configure, open_source
 from spacepatch.remote.web import is_private, is_public
-from spacepatch.sources import Listing, list_sources
-
-
-class Server(ThreadingHTTPServer):
-    """Answers with `files` in ranges, and with `redirects`."""
-
-    def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.files: dict[str, bytes] = {}
-        self.redirects: dict[str, str] = {}
-        self.asked: list[str] = []
-        self.has_ranges = True
-        self.has_head = True
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.server_port}"
-
-
-class Handler(BaseHTTPRequestHandler):
-    server: Server
-
-    def do_HEAD(self) -> None:
-        self.do_GET()
-
-    def do_GET(self) -> None:
-        self.server.asked.append(self.path)
-        path = unquote(self.path.partition("?")[0])
-        content = self.server.files.get(path)
-        wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
-        if self.command == "HEAD" and not self.server.has_head:
-            self.send_response(405)
-        elif path in self.server.redirects:
-            self.send_response(302)
-            self.send_header("Location", self.server.redirects[path])
-        elif content is None:
-            self.send_response(404)
-        elif wanted and self.server.has_ranges:
-            total, content = len(content), content[int(wanted[1]) : int(wanted[2]) + 1]
-            self.send_response(206)
-            last = int(wanted[1]) + len(content) - 1
-            self.send_header("Content-Range", f"bytes {wanted[1]}-{last}/{total}")
-        else:
-            self.send_response(200)
-        if path in self.server.redirects or content is None:
-            content = b""
-        self.send_header("Content-Length", str(len(content)))
-        self.end_headers()
-        if self.command == "GET":
-            self.wfile.write(content)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Server]:
-    with Server() as made:
-        thread = threading.Thread(target=made.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield made
-        made.shutdown()
-        thread.join()
+from spacepatch.sources import list_sources
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from spacepatch.cli.completion import preset_words
 from spacepatch.cli.options import Json
 from spacepatch.config import to_toml
 from spacepatch.presets import describe_preset, load_preset, preset_names
@@ -38,7 +39,12 @@ def command(context: typer.Context, json: Json = False) -> None:
 
 @app.command(epilog=EXAMPLE)
 def show(
-    name: Annotated[str, typer.Argument(metavar="NAME", help="One of `spacepatch presets`.")],
+    name: Annotated[
+        str,
+        typer.Argument(
+            metavar="NAME", help="One of `spacepatch presets`.", autocompletion=preset_words
+        ),
+    ],
 ) -> None:
     """Print a preset as TOML for `--config`, where it can be changed."""
     settings = load_preset(name)

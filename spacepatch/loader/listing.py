@@ -77,6 +77,8 @@ def read_dataset(folder: Path) -> dict[str, Any]:
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
+        if not folder.exists():
+            raise ShardError(f"{folder}: no such folder") from None
         raise ShardError(
             f"{folder}: no dataset.json: not a dataset, or an unfinished one; "
             "run spacepatch tokenize to the end"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -13,8 +13,10 @@ from typing import Any
 
 from spacepatch.data import Source
 from spacepatch.errors import ConfigError
+from spacepatch.listings import Listing, SourceTable
+from spacepatch.remote.errors import NotConfiguredError, explain
 from spacepatch.remote.reading import size_of
-from spacepatch.remote.stores import NotConfiguredError, explain, filesystem, patiently
+from spacepatch.remote.stores import ask
 from spacepatch.remote.urls import is_url, is_web, path_of, protocol_of, shown
 
 ASKED_AT_ONCE = 16
@@ -40,15 +42,13 @@ def kind_of(url: str) -> str:
     """
     if has_magic(url.split("/")[2]) and not is_web(url):
         raise ConfigError(f"{shown(url)}: name one bucket; patterns are for what is inside")
-    place, path = filesystem(url)
     try:
-        info = patiently(lambda: place.info(path), url)
-    except FileNotFoundError as error:
-        if has_magic(path_of(url)) and not is_web(url):
-            return "glob"
-        raise explain(url, error) from None
+        info = ask(url, lambda fs, path: fs.info(path))
     except OSError as error:
-        raise explain(url, error) from None
+        is_missing = isinstance(error, FileNotFoundError)
+        if is_missing and has_magic(path_of(url)) and not is_web(url):
+            return "glob"
+        raise ConfigError(explain(url, error)) from None
     if info["type"] == "directory":
         return "folder"
     if is_web(url) and url.endswith("/"):
@@ -92,14 +92,14 @@ def objects_like(pattern: str) -> Iterator[Entry]:
 
 
 def _find(url: str, depth: int | None = None) -> Iterator[Entry]:
-    place, path = filesystem(url)
-    path = path.rstrip("/")
+    def find(fs: Any, path: str) -> tuple[str, dict[str, dict[str, Any]]]:
+        path = path.rstrip("/")
+        return path, fs.find(path, maxdepth=depth, detail=True)
+
     try:
-        found: dict[str, dict[str, Any]] = patiently(
-            lambda: place.find(path, maxdepth=depth, detail=True), url
-        )
+        path, found = ask(url, find)
     except OSError as error:
-        raise explain(url, error) from None
+        raise ConfigError(explain(url, error)) from None
     base = url.rstrip("/")
     for key, info in found.items():
         name = key[len(path) :].lstrip("/")
@@ -130,38 +130,42 @@ def sizes_of(urls: Sequence[str]) -> Iterator[int | None]:
         ConfigError: nobody said who we are; it will be the same for each.
     """
 
-    def ask(url: str) -> int | None:
+    def size(url: str) -> int | None:
         try:
             return size_of(url)
         except FileNotFoundError:
             return None
         except NotConfiguredError as error:
-            raise explain(url, error) from None
+            raise ConfigError(explain(url, error)) from None
         except OSError:
             return 0
 
     if not urls:
         return
     with ThreadPoolExecutor(ASKED_AT_ONCE) as threads:
-        yield from threads.map(ask, urls)
+        yield from threads.map(size, urls)
 
 
-def reachable(sources: Iterable[Source]) -> tuple[Source, ...]:
-    """The same sources, those at ``memory://`` as files: workers do not share our memory."""
+def reachable(listing: Listing) -> Listing:
+    """The same, with the objects of ``memory://`` as files: workers do not share our memory."""
+
+    def is_own(source: Source) -> bool:
+        return is_url(source.uri) and protocol_of(source.uri) == "memory"
+
+    if not any(map(is_own, listing.sources)):
+        return listing
 
     @cache
     def copy(url: str) -> str:
-        place, path = filesystem(url)
         with tempfile.NamedTemporaryFile(dir=_folder().name, delete=False) as file:
-            file.write(place.cat_file(path))
+            file.write(ask(url, lambda fs, path: fs.cat_file(path)))
         return file.name
 
-    return tuple(
-        replace(source, uri=copy(source.uri))
-        if is_url(source.uri) and protocol_of(source.uri) == "memory"
-        else source
-        for source in sources
+    copies = (
+        replace(source, uri=copy(source.uri)) if is_own(source) else source
+        for source in listing.sources
     )
+    return replace(listing, sources=SourceTable(copies))
 
 
 @cache

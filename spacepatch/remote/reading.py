@@ -6,17 +6,20 @@ have end fetches twice as many as those. So a header costs little, and a video f
 
 from __future__ import annotations
 
-import io
 import itertools
 import os
 import threading
 from bisect import bisect_left, bisect_right, insort
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import BinaryIO, cast
 
+from spacepatch.errors import StoreError
 from spacepatch.remote.blocks import BLOCK, BlockCache
+from spacepatch.remote.errors import NotConfiguredError, explain
+from spacepatch.remote.ranges import RangeFile
 from spacepatch.remote.stores import Stat, fetch, stat
 from spacepatch.remote.urls import is_url
 
@@ -24,7 +27,7 @@ LEAST, MOST = 8 * 1024, 4 * 1024**2
 """Bytes of a request in a new place, and of one far into a long read."""
 MEMORY = 24 * 1024**2
 """Bytes of objects that a process remembers: one after the other asks for the same header."""
-VARIABLES = ("AWS_", "FSSPEC_", "GOOGLE_", "GCSFS_", "HF_", "STORAGE_EMULATOR_HOST")
+VARIABLES = ("AWS_", "AZURE_", "FSSPEC_", "GOOGLE_", "GCSFS_", "HF_", "STORAGE_EMULATOR_HOST")
 """How the names of the ecosystem's variables begin."""
 MAX_STATS = 4096
 """Objects whose size and version a process remembers."""
@@ -50,6 +53,18 @@ def store_variables() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(VARIABLES)}
 
 
+def check_credentials(uris: Iterable[str]) -> None:
+    """Raise a StoreError where this process lacks those for the first one that is at a URL."""
+    for url in filter(is_url, uris):
+        try:
+            size_of(url)
+        except NotConfiguredError as error:
+            raise StoreError(explain(url, error)) from None
+        except OSError:
+            pass  # it may be this one alone
+        return
+
+
 def default_folder() -> Path | None:
     """In the user's folder for caches; None: there is no such user."""
     try:
@@ -70,7 +85,8 @@ def open_source(uri: str | Path, *, anew: bool = False) -> BinaryIO:
     """
     if not is_url(str(uri)):
         return Path(uri).open("rb")
-    return cast(BinaryIO, RemoteFile(str(uri), _memory.stat(str(uri), anew)))
+    found = _memory.stat(str(uri), anew)
+    return cast(BinaryIO, RangeFile(found.size, partial(_memory.read, str(uri), found)))
 
 
 def size_of(uri: str) -> int:
@@ -80,47 +96,6 @@ def size_of(uri: str) -> int:
         OSError: it is not there, or cannot be asked.
     """
     return _memory.stat(uri, anew=True).size if is_url(uri) else Path(uri).stat().st_size
-
-
-class RemoteFile(io.RawIOBase):
-    """One version of a remote object."""
-
-    def __init__(self, url: str, found: Stat) -> None:
-        self._url, self._stat, self._position = url, found, 0
-
-    def readable(self) -> bool:
-        return True
-
-    def seekable(self) -> bool:
-        return True
-
-    def tell(self) -> int:
-        return self._position
-
-    def seek(self, position: int, whence: int = io.SEEK_SET) -> int:
-        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._stat.size}[whence]
-        if base + position < 0:
-            raise OSError(22, "Invalid argument")
-        self._position = base + position
-        return self._position
-
-    def read(self, size: int | None = -1) -> bytes:
-        """All of the bytes that are asked for, unless the object ends before."""
-        stop = self._stat.size
-        if size is not None and size >= 0:
-            stop = min(stop, self._position + size)
-        parts = []
-        while self._position < stop:
-            start, content = _memory.at(self._url, self._stat, self._position, stop)
-            part = content[self._position - start : stop - start]
-            self._position += len(part)
-            parts.append(part)
-        return parts[0] if len(parts) == 1 else b"".join(parts)
-
-    def readinto(self, buffer: bytearray) -> int:  # type: ignore[override]
-        content = self.read(len(buffer))
-        buffer[: len(content)] = content
-        return len(content)
 
 
 _Key = tuple[str, int, str]
@@ -153,7 +128,16 @@ class _Memory:
                 self._stats.popitem(last=False)
         return found
 
-    def at(self, url: str, found: Stat, position: int, stop: int) -> tuple[int, bytes]:
+    def read(self, url: str, found: Stat, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of one version of an object."""
+        parts = []
+        while start < stop:
+            first, content = self._at(url, found, start, stop)
+            parts.append(content[start - first : stop - first])
+            start += len(parts[-1])
+        return parts[0] if len(parts) == 1 else b"".join(parts)
+
+    def _at(self, url: str, found: Stat, position: int, stop: int) -> tuple[int, bytes]:
         """(start, bytes) of an extent that holds `position`, fetched if need be."""
         key = url, found.size, found.version
         extent = self._find(key, position) or self._from_disk(key, position)

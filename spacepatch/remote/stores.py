@@ -1,24 +1,32 @@
-"""Ask a store: what an object is, and for a range of its bytes, with patience.
+"""Ask a store, with patience: only here file systems of fsspec are made and requests repeated.
 
-The only place where fsspec is used to read. Each process makes file systems of its own: fsspec
-keeps them by process, and nothing of ours holds one.
+Each process makes file systems of its own: fsspec keeps them by process, and nothing of ours holds
+one.
 """
 
 from __future__ import annotations
 
 import errno
+import random
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from spacepatch.errors import ConfigError
+from spacepatch.errors import SpacepatchError
 from spacepatch.extras import needed
-from spacepatch.remote.urls import NEEDED, is_web, protocol_of, shown
+from spacepatch.remote.errors import AnswerError, let_go, told
+from spacepatch.remote.urls import PACKAGES, is_web, protocol_of
 
-PAUSES_SECONDS = (0.25, 1.0, 3.0)
-"""Before each further try. s3fs and botocore try by themselves before (connections, 5xx): ours are
-for what they do not know, bodies that are too short for example, and for stores without any."""
+WAITS = (0.5, 1, 2, 4, 8)
+"""Seconds before each repetition of a request, times 0.5 to 1.5; beside those of each library,
+which do not know all: bodies that are too short, for example."""
+FINAL = (errno.ENOENT, errno.EEXIST, errno.EACCES, errno.EINVAL, errno.EOPNOTSUPP)
+"""Of the errors of `told`, those that no repetition mends."""
+SILENT = (errno.EHOSTUNREACH, errno.ETIMEDOUT)
+"""Those that are no answer."""
+OURS = (AssertionError, NameError, NotImplementedError, TypeError)
+"""Mistakes in programs. A KeyError, say, is what libraries raise at an odd answer."""
 
 VERSION_KEYS = (
     "ETag", "etag", "md5Hash", "generation", "blob_id", "xet_hash", "Content-MD5", "Digest",
@@ -26,30 +34,8 @@ VERSION_KEYS = (
 )  # fmt: skip
 """What stores call the mark by which one version of an object differs from the next."""
 
-WAYS_OUT = {
-    "s3": "set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or AWS_PROFILE), and AWS_ENDPOINT_URL "
-    "for a store that is not Amazon's",
-    "gs": "set GOOGLE_APPLICATION_CREDENTIALS, or run gcloud auth application-default login",
-    "hf": "set HF_TOKEN, and HF_ENDPOINT for another hub",
-}
-"""Where credentials and endpoints come from: the variables of each ecosystem, none of ours."""
-ENDPOINTS = {"s3": "AWS_ENDPOINT_URL", "hf": "HF_ENDPOINT"}
-NOT_CONFIGURED = frozenset(
-    "NoCredentialsError PartialCredentialsError ProfileNotFound CredentialRetrievalError "
-    "NoRegionError InvalidRegionError TokenRetrievalError UnauthorizedSSOTokenError "
-    "DefaultCredentialsError LocalTokenNotFoundError".split()
-)
-"""Errors, by name, that no further try mends: the user has to say who they are."""
-HOPELESS = frozenset(
-    "ParamValidationError ValueError NonHttpUrlClientError RedirectClientError".split()
-)
-"""Errors, by name, of an address, which no further try mends either."""
-TRIED = frozenset({"HTTPClientError"})
-"""Errors, by name, after which s3fs has tried five times."""
-UNREACHABLE = frozenset({"ConnectionError", "ClientConnectionError"})
-"""Errors, by name, of connections."""
-FINAL = (errno.EINVAL, errno.EOPNOTSUPP, errno.EHOSTUNREACH)
-"""Of our own errors, those that are not worth another try."""
+_answered: set[str] = set()
+"""Buckets and servers of which this process has had an answer."""
 
 T = TypeVar("T")
 
@@ -64,36 +50,58 @@ class Stat:
     """Differs from that of the same URL with other content; empty where the store has none."""
 
 
-class AnswerError(OSError):
-    """A store answered what it should not have; in our words."""
+def ask(url: str, request: Callable[[Any, str], T]) -> T:
+    """What a request answers, after several tries where the store is busy or the line breaks.
 
-
-class PrivateAddressError(PermissionError):
-    """A connection would lead into a private network, where nobody sent it."""
-
-
-class NotConfiguredError(PermissionError):
-    """The store wants credentials, or an endpoint, and the environment names none."""
-
-
-def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URL in this process, and the path in it.
+    Args:
+        request: of the file system of fsspec for this URL, and the path in it.
 
     Raises:
+        FileNotFoundError, FileExistsError, PermissionError, OSError: as `told` says it.
         MissingDependencyError: fsspec, or what it needs for this protocol, is not installed.
+    """
+    server = "/".join(url.split("/", 3)[:3])
+    for number, wait in enumerate((*WAITS, None)):
+        try:
+            answer = request(*_filesystem(url))
+            _answered.add(server)
+            return answer
+        except (*OURS, SpacepatchError):
+            raise
+        except Exception as error:
+            let_go(error)
+            found = told(error, url)
+            if found.errno not in SILENT:
+                _answered.add(server)
+            # A wrong endpoint is told within seconds.
+            is_nowhere = number > 0 and server not in _answered
+            if wait is None or is_nowhere or found.errno in FINAL:
+                raise found from (None if found is error or is_web(url) else error)
+        time.sleep(wait * random.uniform(0.5, 1.5))
+    raise AssertionError("the last try returns or raises")
+
+
+def kind_of_store(url: str) -> Any:
+    """The class of fsspec's file systems for a URL.
+
+    Raises:
+        MissingDependencyError: as of `ask`.
     """
     protocol = protocol_of(url)
     fsspec = needed("fsspec", "fsspec", by=f"{protocol}://", extra="remote")
+    try:
+        return fsspec.get_filesystem_class(protocol)
+    except ImportError:
+        needed(PACKAGES[protocol], PACKAGES[protocol], by=f"{protocol}://")
+        raise
+
+
+def _filesystem(url: str) -> tuple[Any, str]:
+    kind = kind_of_store(url)
     if is_web(url):
-        needed("aiohttp", "aiohttp", by=f"{protocol}://")
         from spacepatch.remote.web import web_filesystem
 
         return web_filesystem(url), url
-    try:
-        kind = fsspec.get_filesystem_class(protocol)
-    except ImportError:
-        needed(NEEDED[protocol], NEEDED[protocol], by=f"{protocol}://")
-        raise
     # What was listed before says nothing of what is there now.
     return kind(use_listings_cache=False), kind._strip_protocol(url)
 
@@ -102,94 +110,31 @@ def stat(url: str) -> Stat:
     """Size and version of an object.
 
     Raises:
-        OSError: with a `strerror` of one line; FileNotFoundError: there is none.
+        OSError: as of `ask`.
     """
-    place, path = filesystem(url)
-    return stat_of(patiently(lambda: place.info(path), url))
 
+    def look(fs: Any, path: str) -> Stat:
+        info = fs.info(path)
+        size = info.get("size")
+        if size is None or info.get("type") == "directory":
+            raise AnswerError(errno.EINVAL, "the store does not tell its size")
+        marks = [f"{key}={info[key]}" for key in VERSION_KEYS if info.get(key)]
+        return Stat(int(size), " ".join(marks))
 
-def stat_of(info: dict[str, Any]) -> Stat:
-    """The same of what fsspec says of an object.
-
-    Raises:
-        OSError: the store does not tell its size.
-    """
-    size = info.get("size")
-    if size is None or info.get("type") == "directory":
-        raise AnswerError(errno.EINVAL, "the store does not tell its size")
-    marks = [f"{key}={info[key]}" for key in VERSION_KEYS if info.get(key)]
-    return Stat(int(size), " ".join(marks))
+    return ask(url, look)
 
 
 def fetch(url: str, start: int, stop: int) -> bytes:
     """Bytes [start, stop) of an object, all of them.
 
     Raises:
-        OSError: as of `stat`.
+        OSError: as of `ask`.
     """
 
-    def ask() -> bytes:
-        content: bytes = place.cat_file(path, start=start, end=stop)
+    def read(fs: Any, path: str) -> bytes:
+        content: bytes = fs.cat_file(path, start=start, end=stop) if stop > start else b""
         if len(content) != stop - start:
-            message = f"{len(content)} bytes came of {stop - start}"
-            raise AnswerError(errno.EIO, message)
+            raise AnswerError(errno.EIO, f"{len(content)} bytes came of {stop - start}")
         return content
 
-    place, path = filesystem(url)
-    return patiently(ask, url)
-
-
-def patiently(ask: Callable[[], T], url: str) -> T:
-    """What `ask` returns, after several tries where the store is busy or the line breaks.
-
-    Raises:
-        OSError: as of `stat`.
-    """
-    for pause in (*PAUSES_SECONDS, None):
-        try:
-            return ask()
-        except Exception as error:
-            found = _translated(error, url)
-            if pause is None or isinstance(found, (FileNotFoundError, PermissionError)):
-                raise found from None
-            if found.errno in FINAL:
-                raise found from None
-            time.sleep(pause)
-    raise AssertionError("the last try returns or raises")
-
-
-def _translated(error: Exception, url: str) -> OSError:
-    """An error of any store in our words: what a store says may repeat an address and what is
-    secret in it."""
-    names = {kind.__name__ for kind in type(error).__mro__}
-    protocol = protocol_of(url)
-    if names & NOT_CONFIGURED:
-        return NotConfiguredError(errno.EACCES, "no credentials")
-    if isinstance(error, FileNotFoundError):
-        return FileNotFoundError(errno.ENOENT, "no such object")
-    if isinstance(error, (AnswerError, PrivateAddressError)):
-        return error
-    if isinstance(error, PermissionError):
-        return PermissionError(errno.EACCES, "the store denies access")
-    if names & HOPELESS:
-        return OSError(errno.EINVAL, f"no address that {protocol}:// takes")
-    if isinstance(error, TimeoutError):
-        return OSError(errno.ETIMEDOUT, "the store does not answer in time")
-    if names & (TRIED | UNREACHABLE):
-        final = errno.EHOSTUNREACH if names & TRIED else errno.EIO
-        return OSError(final, "the store cannot be reached")
-    code = getattr(error, "errno", None)
-    what = errno.errorcode.get(code, type(error).__name__) if code else type(error).__name__
-    return OSError(errno.EIO, f"the store cannot be read ({what})")
-
-
-def explain(url: str, error: OSError) -> ConfigError:
-    """Why a SOURCE argument cannot be read, with the way out."""
-    protocol = protocol_of(url)
-    credentials = WAYS_OUT.get(protocol, "sign it, or copy the file")
-    if isinstance(error, FileNotFoundError):
-        return ConfigError(f"{shown(url)}: no such object, folder or bucket")
-    if isinstance(error, PermissionError) and not isinstance(error, PrivateAddressError):
-        return ConfigError(f"{shown(url)}: {error.strerror}; {credentials}")
-    way = f"try again later, or see whether {ENDPOINTS.get(protocol, 'the address')} is right"
-    return ConfigError(f"{shown(url)}: {error.strerror}; {way}")
+    return ask(url, read)

@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from urllib.parse import unquote, urlsplit
 
-NEEDED = {
+WRITABLE = {
     "s3": "s3fs",
+    "s3a": "s3fs",
     "gs": "gcsfs",
-    "hf": "huggingface_hub",
+    "gcs": "gcsfs",
+    "az": "adlfs",
+    "abfs": "adlfs",
+    "abfss": "adlfs",
     "memory": "fsspec",
-    "http": "aiohttp",
-    "https": "aiohttp",
 }
-"""The protocols that are read, and the package that fsspec needs for each. None of fsspec's others:
-some of them open local files, or whatever a second URL inside the first one names."""
-WEB = frozenset({"http", "https"})
+"""Stores in which an object appears whole or not at all, by protocol: the package of each."""
+STORES = WRITABLE | {"hf": "huggingface_hub"}
+WEB = {"http": "aiohttp", "https": "aiohttp"}
+PACKAGES = STORES | WEB
+"""Of whatever is read. None of fsspec's other protocols: some of them open local files, or whatever
+a second URL inside the first one names."""
 
 
 def is_url(text: str) -> bool:
@@ -60,17 +66,40 @@ def check_url(url: str, *, allow_network: bool) -> str:
         if host not in ("", "localhost"):
             raise ValueError(f"{shown(url)}: a file on another machine; mount it, or copy it")
         return f"/{path}"
-    if protocol not in NEEDED:
-        known = ", ".join(f"{name}://" for name in ("file", *NEEDED))
-        raise ValueError(f"{shown(url)}: only {known} can be read; copy or mount it")
+    url = _checked(url, PACKAGES, "read; copy or mount it")
+    if protocol in WEB and not allow_network:
+        raise ValueError(f"{shown(url)}: is on the network; give --allow-network to read it")
+    return url
+
+
+def check_folder(url: str, *, writes: bool) -> str:
+    """The URL of a folder of shards, its protocol in small letters.
+
+    Raises:
+        ValueError: it is of no store that is read, or with `writes` written, or is no plain folder.
+    """
+    if writes:
+        url = _checked(url, WRITABLE, "written; give a folder on a disk, and copy it from there")
+    else:
+        url = _checked(url, STORES, "read; copy or mount it")
+    protocol, _, rest = url.partition("://")
+    if re.search(r"::|[?#]|//|(^|/)\.\.?(/|$)", rest.strip("/")):
+        raise ValueError(f"{shown(url)}: is no plain {protocol}://BUCKET/FOLDER")
+    return url.rstrip("/")
+
+
+def _checked(url: str, known: Collection[str], what: str) -> str:
+    protocol, _, rest = url.partition("://")
+    protocol = protocol.lower()
+    if protocol not in known:
+        names = ", ".join(f"{name}://" for name in ("file", *known))
+        raise ValueError(f"{shown(url)}: only {names} can be {what}")
     host = re.split(r"[/?#]", rest, maxsplit=1)[0]
-    if "@" in host:
+    if "@" in host and not protocol.startswith("abfs"):
         raise ValueError(
             f"{shown(url)}: no user or password in an address: it would end up in logs; give them "
             "by the variables of the store, or a signed URL"
         )
-    if protocol in WEB and not allow_network:
-        raise ValueError(f"{shown(url)}: is on the network; give --allow-network to read it")
     if not host or "\0" in rest:
         raise ValueError(f"{shown(url)!r} names no bucket or server")
     return f"{protocol}://{rest}"

@@ -15,7 +15,7 @@ from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
 from typing import Any
 from urllib.parse import urlsplit
 
-from spacepatch.remote.stores import AnswerError, PrivateAddressError
+from spacepatch.remote.errors import AnswerError, PrivateAddressError
 from spacepatch.remote.urls import shown
 
 NAT64 = ip_network("64:ff9b::/96")

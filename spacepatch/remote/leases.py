@@ -21,8 +21,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from spacepatch.errors import ConfigError, ResumeError, StoreError
+from spacepatch.remote.paths import StorePath
 from spacepatch.storage import PRIVATE
-from spacepatch.stores import StorePath
 
 SECONDS = "SPACEPATCH_LEASE_SECONDS"
 """Variable of the environment that says how long a lease holds when nobody puts it off."""
