@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,8 @@ MOST_IN_BATCH, BATCH_BYTES = 16, 8_000_000
 """Sources that a worker probes in one go, and their bytes: some 50 ms of work."""
 BATCHES_PER_WORKER = 4
 """At least, before sources share one."""
+LOOK_AHEAD = 1024
+"""Sources that are listed before the first batch is made, if there are as many."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +50,10 @@ class ProbeJob:
     """Read no more than the header and the first bytes of keyframes, where these tell all."""
 
 
+Batch = list[tuple[int, ProbeJob]]
+"""Places of jobs among all, and the jobs."""
+
+
 def probe_source(job: ProbeJob) -> Probed:
     """Headers, packets and content id of one source; a bad one is data, not an exception."""
     try:
@@ -65,23 +72,46 @@ def probe_batch(jobs: Sequence[ProbeJob]) -> list[Probed]:
     return found
 
 
-def cut_into_batches(jobs: Sequence[ProbeJob], *, workers: int) -> Iterator[list[int]]:
-    """Places in `jobs` of those that go to a worker together: small ones, in order.
+def cut_into_batches(
+    jobs: Iterable[ProbeJob],
+    *,
+    workers: int,
+    most: int = MOST_IN_BATCH,
+    most_bytes: int = BATCH_BYTES,
+) -> Iterator[Batch]:
+    """Those that go to a worker together: small ones, in order.
 
-    Where there are few, each goes by itself, so that all workers have some.
+    Where there are few, each goes by itself, so that all workers have some; more go together as
+    more are known, and of `jobs` no more than the next `LOOK_AHEAD` are in memory.
+
+    Args:
+        most, most_bytes: of a batch: sources, and their bytes.
     """
-    most = min(MOST_IN_BATCH, max(1, len(jobs) // (workers * BATCHES_PER_WORKER)))
-    batch: list[int] = []
+    batch: Batch = []
     num_bytes = 0
-    for place, job in enumerate(jobs):
-        own = BATCH_BYTES if job.decode_all else job.source.num_bytes
-        if batch and (len(batch) == most or num_bytes + own > BATCH_BYTES):
+    for place, job, known in _numbered(jobs):
+        own = most_bytes if job.decode_all else job.source.num_bytes
+        full = min(most, max(1, known // (workers * BATCHES_PER_WORKER)))
+        if batch and (len(batch) >= full or num_bytes + own > most_bytes):
             yield batch
             batch, num_bytes = [], 0
-        batch.append(place)
+        batch.append((place, job))
         num_bytes += own
     if batch:
         yield batch
+
+
+def _numbered(jobs: Iterable[ProbeJob]) -> Iterator[tuple[int, ProbeJob, int]]:
+    """Each job with its place, and how many are known to be."""
+    ahead: deque[tuple[int, ProbeJob]] = deque()
+    known = 0
+    for place, job in enumerate(jobs):
+        ahead.append((place, job))
+        known = place + 1
+        if len(ahead) > LOOK_AHEAD:
+            yield *ahead.popleft(), known
+    while ahead:
+        yield *ahead.popleft(), known
 
 
 def _probe(job: ProbeJob) -> Probed:

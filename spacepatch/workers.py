@@ -19,7 +19,7 @@ from typing import Any
 
 from spacepatch.errors import WorkerError
 from spacepatch.limits import WORKER_MEMORY, give_back_large_blocks, limit_itself
-from spacepatch.orphans import die_with_parent
+from spacepatch.orphans import clean_up_after_parent, die_with_parent
 
 MAX_JOBS_PER_WORKER = 2000
 """Jobs after which a worker is replaced: whatever a decoder leaks ends there."""
@@ -199,6 +199,14 @@ class WorkerPool:
         self._pool.stop()
         self._pool.join()
         self._context.locks.clear()
+
+    def leave_nothing(self) -> None:
+        """See that temporary files and semaphores go with this process, even where it is killed
+        together with all of its workers."""
+        if self._pool.active:  # asked so, it starts, and makes its locks
+            names = [lock._semlock.name for lock in self._context.locks]
+            arguments = (get_temp_dir(), names)
+            self._context.Process(target=clean_up_after_parent, args=arguments, daemon=True).start()
 
     @property
     def num_running(self) -> int:

@@ -4,7 +4,8 @@ import io
 import tarfile
 from pathlib import Path
 
-from spacepatch.sources import Listing, list_sources
+from spacepatch.listings import Listing
+from spacepatch.sources import list_sources
 
 
 def listed(*arguments: str | Path, root: Path | None = None) -> Listing:

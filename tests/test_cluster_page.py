@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -17,6 +18,7 @@ from ranked_runs import (
     digests,
     make_place,
 )
+from ray_clusters import free_port, make_cluster
 
 from spacepatch.config import load_config
 from spacepatch.pipeline import tokenize
@@ -129,4 +131,30 @@ def test_the_torchrun_script_of_the_page_works_as_written(
     done = bash(script)
     assert done.returncode == DONE_WITH_LOSSES, done.stderr
     assert done.stdout.count("shards are its own") == 2
+    assert digests(tmp_path / "shards") == digests(documented)
+
+
+@pytest.mark.skipif(
+    find_spec("aiohttp_cors") is None or find_spec("opencensus") is None,
+    reason="Ray's dashboard, which takes jobs, is not installed: pip install 'ray[default]'",
+)
+def test_the_ray_job_of_the_page_works_as_written(
+    scripts: list[str],
+    bash: Bash,
+    documented: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (script,) = (text for text in scripts if "ray job submit" in text)
+    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
+    # Where the head finds spacepatch: it is the head that starts it.
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    cluster = make_cluster(include_dashboard=True, dashboard_port=free_port())
+    try:
+        here = script.replace("localhost:8265", cluster.head_node.webui_url)
+        done = bash(here.replace("/data/", f"{tmp_path}/"))
+    finally:
+        cluster.shutdown()
+    assert "1 sources are lost entirely: exit code 3" in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 1, "lost sources are a failed job"
     assert digests(tmp_path / "shards") == digests(documented)

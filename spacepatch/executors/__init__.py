@@ -1,9 +1,9 @@
-"""Where the tasks of a plan are run: by workers of this process, or by a cluster."""
+"""Where sources are probed and tasks are run: by workers of this process, or by a cluster."""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -11,17 +11,27 @@ from typing import TYPE_CHECKING, Any, Protocol
 from spacepatch.extras import needed
 
 if TYPE_CHECKING:
-    from spacepatch.data import Task, TaskReport
-    from spacepatch.pipeline import JobReport, Plan
+    from spacepatch.data import TaskReport
+    from spacepatch.pipeline import JobReport
+    from spacepatch.pipeline.plan import AnyTask, PlanOfTasks
+    from spacepatch.probes import Probed, ProbeJob
 
 
 class Executor(Protocol):
     """Made with `config`, the `encoder` (as settings) and the `pool` of a run, by their names."""
 
+    def probe(
+        self, jobs: Iterable[ProbeJob], *, on_note: Callable[[str], None]
+    ) -> Generator[tuple[int, Probed]]:
+        """(place in `jobs`, what was found) of each, in any order.
+
+        `jobs` are read as there is room for them: never all of them at once.
+        """
+
     def run(
         self,
-        plan: Plan,
-        tasks: Sequence[Task],
+        plan: PlanOfTasks,
+        tasks: Sequence[AnyTask],
         *,
         folder: Path,
         on_job: Callable[[JobReport], None],
@@ -31,6 +41,9 @@ class Executor(Protocol):
 
         Closed before its end, it stops what still runs; what is finished stays.
         """
+
+    def close(self) -> None:
+        """Let go of what it holds: it is asked nothing more."""
 
 
 def _executor(module: str, name: str) -> Callable[..., Executor]:

@@ -1,17 +1,19 @@
-"""Tasks by the workers of this process, one after the other."""
+"""Sources and tasks by the workers of this process."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
 from spacepatch.config import RunConfig
-from spacepatch.data import Task, TaskReport
+from spacepatch.data import TaskReport
+from spacepatch.executors.probing import probe_each
 from spacepatch.latents.encoders import EncoderSettings
-from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.plan import AnyTask, PlanOfTasks
 from spacepatch.pipeline.running import JobReport, run_tasks
+from spacepatch.probes import Probed, ProbeJob
 from spacepatch.workers import WorkerPool
 
 
@@ -23,10 +25,16 @@ class LocalExecutor:
     encoder: EncoderSettings | None
     pool: WorkerPool
 
+    def probe(
+        self, jobs: Iterable[ProbeJob], *, on_note: Callable[[str], None]
+    ) -> Generator[tuple[int, Probed]]:
+        """As of `Executor`."""
+        return probe_each(jobs, pool=self.pool)
+
     def run(
         self,
-        plan: Plan,
-        tasks: Sequence[Task],
+        plan: PlanOfTasks,
+        tasks: Sequence[AnyTask],
         *,
         folder: Path,
         on_job: Callable[[JobReport], None],
@@ -44,3 +52,6 @@ class LocalExecutor:
         )
         with closing(reports):
             yield from reports
+
+    def close(self) -> None:
+        """The pool is its owner's to end."""

@@ -1,31 +1,57 @@
-"""One task on a node of a Ray cluster: what the worker process of Ray does."""
+"""A task on a node of a Ray cluster, which probes or makes a shard: what Ray's worker does."""
 
 from __future__ import annotations
 
 import os
 import socket
 import sys
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from spacepatch.config import RunConfig, parse_bytes
-from spacepatch.data import Task, TaskReport
-from spacepatch.errors import ResumeError, ShardError
+from spacepatch.data import TaskReport
+from spacepatch.errors import ResumeError, ShardError, StoreError
+from spacepatch.executors.probing import probe_each
 from spacepatch.latents.encoders import EncoderSettings
-from spacepatch.pipeline.planfile import Plan, read_plan_document
-from spacepatch.pipeline.planning import environment_of
+from spacepatch.pipeline.plan import Plan
+from spacepatch.pipeline.planfile import read_plan_document
+from spacepatch.pipeline.planhead import environment_of
 from spacepatch.pipeline.running import JobReport, run_tasks
-from spacepatch.remote import configure, store_variables
+from spacepatch.probes import Probed, ProbeJob
+from spacepatch.remote import check_credentials, configure, is_url, store_variables
 from spacepatch.workers import WorkerPool
 
 
 @dataclass(frozen=True, slots=True)
+class ProbeOrder:
+    """What a node is told to probe."""
+
+    jobs: Sequence[ProbeJob]
+    config: RunConfig
+    environment: dict[str, str]
+    """Of the driver."""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What a node says of an order's sources."""
+
+    probed: list[Probed]
+    """In the order of the jobs."""
+    unseen: list[int]
+    """Places of those whose files it cannot read."""
+    node: str
+
+
+@dataclass(frozen=True, slots=True)
 class Order:
-    """What a node is told: one task, and as much of the plan as it needs."""
+    """What a node is told to make: one task, and as much of the plan as it needs."""
 
     plan: Plan
-    """As `part_of` makes it."""
+    """Of this task alone."""
     folder: Path
     """Absolute: the output folder, the same one on every node."""
     config: RunConfig
@@ -38,20 +64,28 @@ class Answer:
 
     task: TaskReport
     jobs: tuple[JobReport, ...]
-    """Their sources are rows of the `Order`'s plan."""
 
 
-def part_of(plan: Plan, task: Task) -> tuple[Plan, list[int]]:
-    """The plan of one task alone, with the same ids, and the rows that its sources had.
+def probe_here(order: ProbeOrder) -> Found:
+    """Probe an order's sources, with killable workers of this process.
 
-    A plan of a million clips is not for every node: no task needs more of it than its own.
+    Raises:
+        ResumeError: this node has other libraries than the driver.
+        StoreError: it has no credentials for the store of the sources.
     """
-    rows = sorted({clip.source for clip in task.clips})
-    number = {row: place for place, row in enumerate(rows)}
-    clips = tuple(replace(clip, source=number[clip.source]) for clip in task.clips)
-    sources = tuple(plan.sources[row] for row in rows)
-    own = replace(plan, sources=sources, tasks=(replace(task, clips=clips),), losses=())
-    return own, rows
+    check_libraries(order.environment, order.config)
+    with _naming_node():
+        check_credentials(job.source.uri for job in order.jobs)
+    with _workers(order.config) as pool:
+        found = dict(probe_each(order.jobs, pool=pool))
+    probed = [found[place] for place in range(len(order.jobs))]
+    unseen = [
+        place
+        for place, job in enumerate(order.jobs)
+        if probed[place].reason == "io" and not is_url(job.source.uri)
+        if not os.access(job.source.uri, os.R_OK)
+    ]
+    return Found(probed, unseen, _node_name())
 
 
 def make_shard(order: Order) -> Answer:
@@ -60,31 +94,28 @@ def make_shard(order: Order) -> Answer:
     Raises:
         ResumeError: this node has other libraries than the plan was made with, or sees another
             folder.
+        StoreError: it has no credentials for the store of the sources, or of the folder.
         Exception: as of `run_tasks`.
     """
     check_node(order)
     jobs: list[JobReport] = []
-    try:
+    with _workers(order.config) as pool:
         (report,) = run_tasks(
             order.plan,
             order.plan.tasks,
             folder=order.folder,
-            pool=_pool_of(order.config),
+            pool=pool,
             encoder=order.encoder,
             on_job=jobs.append,
         )
-    except BaseException:
-        # Cancelled, or in error: its workers may be at work on what nobody waits for.
-        _retire_pool()
-        raise
     return Answer(report, tuple(jobs))
 
 
-def check_node(order: Order) -> None:
-    """Raise a ResumeError, naming this node, where it must not take part in the run."""
-    planned, here = order.plan.environment, environment_of(order.config)
+def check_libraries(planned: Mapping[str, str], config: RunConfig) -> None:
+    """Raise a ResumeError, naming this node, where it would make other bytes than the driver."""
+    here = environment_of(config)
     differences = [
-        f"{name} is {here.get(name)}, the plan was made with {planned.get(name)}"
+        f"{name} is {here.get(name)}, the plan is made with {planned.get(name)}"
         for name in sorted(planned.keys() | here.keys())
         if planned.get(name) != here.get(name)
     ]
@@ -92,8 +123,17 @@ def check_node(order: Order) -> None:
         raise ResumeError(
             f"node {_node_name()}: {'; '.join(differences)}; install the same on every node"
         )
+
+
+def check_node(order: Order) -> None:
+    """Raise a ResumeError or StoreError, naming this node, where it must not take part."""
+    check_libraries(order.plan.environment, order.config)
     try:
-        found = read_plan_document(order.folder)["plan_id"]
+        with _naming_node():
+            check_credentials(source.source.uri for source in order.plan.sources)
+            found = read_plan_document(order.folder)["plan_id"]
+    except StoreError:
+        raise
     except (OSError, ShardError):
         found = None
     if found != order.plan.plan_id:
@@ -101,6 +141,15 @@ def check_node(order: Order) -> None:
             f"node {_node_name()}: {order.folder} is not the folder that the run was started "
             "with (its plan.json is not there); give an --out that all nodes share"
         )
+
+
+@contextmanager
+def _naming_node() -> Iterator[None]:
+    """Of what a store says, here it is said where: each source would be a loss for it."""
+    try:
+        yield
+    except StoreError as error:
+        raise StoreError(f"node {_node_name()}: {error}") from None
 
 
 def _node_name() -> str:
@@ -116,6 +165,17 @@ def _node_name() -> str:
 
 _kept: tuple[tuple[int, float, int, tuple[str | None, int]], WorkerPool] | None = None
 """What the pool of this process was made with, and the pool."""
+
+
+@contextmanager
+def _workers(config: RunConfig) -> Iterator[WorkerPool]:
+    """The pool of this process; cancelled, or in error, its workers may be at work on what nobody
+    waits for: then they are ended."""
+    try:
+        yield _pool_of(config)
+    except BaseException:
+        _retire_pool()
+        raise
 
 
 def _pool_of(config: RunConfig) -> WorkerPool:
@@ -134,15 +194,14 @@ def _pool_of(config: RunConfig) -> WorkerPool:
         # Workers import the main module of their parent, and would import all of Ray with it.
         vars(sys.modules["__main__"]).pop("__file__", None)
         workers, timeout, memory, cache = asked
-        _kept = (
-            asked,
-            WorkerPool(
-                workers=workers,
-                timeout=timeout,
-                worker_memory=memory,
-                prepare=partial(configure, *cache, store_variables()),
-            ),
+        pool = WorkerPool(
+            workers=workers,
+            timeout=timeout,
+            worker_memory=memory,
+            prepare=partial(configure, *cache, store_variables()),
         )
+        pool.leave_nothing()
+        _kept = asked, pool
     return _kept[1]
 
 

@@ -22,7 +22,8 @@ from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.pipeline.encoded import with_pixels
 from spacepatch.pipeline.job_settings import token_settings
 from spacepatch.pipeline.placement import Lengths
-from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.plan import AnyTask, Plan, PlannedTask, PlanOfTasks
+from spacepatch.pipeline.planfile import StoredPlan
 from spacepatch.pipeline.publishing import publish_task
 from spacepatch.pipeline.segments import Made, clip_id, segment_of
 from spacepatch.shards import SegmentContent, read_receipt, receipt_path, shard_stem
@@ -39,13 +40,15 @@ ALIGNMENT = 8
 """Bytes that clips begin at multiples of, so that no number lies across two words."""
 
 
-def pending_tasks(folder: Path, plan: Plan) -> list[Task]:
+def pending_tasks(folder: Path, plan: StoredPlan) -> list[PlannedTask]:
     """Tasks without a valid receipt: all that is left to do."""
     sizes = sizes_in(folder)
     return [task for task in plan.tasks if not is_done(folder, plan, task, sizes)]
 
 
-def is_done(folder: Path, plan: Plan, task: Task, sizes: Mapping[str, int] | None = None) -> bool:
+def is_done(
+    folder: Path, plan: PlanOfTasks, task: AnyTask, sizes: Mapping[str, int] | None = None
+) -> bool:
     """A task is done exactly when its receipt is valid.
 
     Args:
@@ -62,8 +65,8 @@ def is_done(folder: Path, plan: Plan, task: Task, sizes: Mapping[str, int] | Non
 
 
 def run_task(
-    plan: Plan,
-    task: Task,
+    plan: PlanOfTasks,
+    task: AnyTask,
     *,
     folder: Path,
     pool: WorkerPool,
@@ -74,8 +77,8 @@ def run_task(
 
 
 def run_tasks(
-    plan: Plan,
-    tasks: Sequence[Task],
+    plan: PlanOfTasks,
+    tasks: Sequence[AnyTask],
     *,
     folder: Path,
     pool: WorkerPool,
@@ -114,7 +117,8 @@ def run_tasks(
                     and pool.num_running < pool.workers
                     and len(opened) + len(writing) < TASKS_IN_MEMORY
                 ):
-                    running = Running.of(plan, waiting.popleft(), arenas, encoder)
+                    task = waiting.popleft()
+                    running = Running.of(plan.part(task), arenas, encoder)
                     opened[running.task.number] = running
                     jobs.extend(running.jobs)
                 while jobs and pool.has_room:
@@ -129,10 +133,10 @@ def run_tasks(
                 (number, place), outcome = finished
                 running = opened[number]
                 running.outcomes[place] = outcome
-                on_job(_report(plan, running, place))
+                on_job(_report(running, place))
                 if len(running.outcomes) == len(running.jobs):
                     del opened[number]
-                    writing.append(writer.submit(write_task, plan, running, folder))
+                    writing.append(writer.submit(write_task, running, folder))
                     writing[-1].add_done_callback(lambda _: pool.wake())
                     if not waiting and not opened:
                         on_decoded()
@@ -145,8 +149,6 @@ def run_tasks(
 class JobReport:
     """What a finished job says to the progress display."""
 
-    source: int
-    """Row of its source in the plan."""
     planned_tokens: int
     tokens: int
     seconds_of_video: float
@@ -154,16 +156,15 @@ class JobReport:
     """Nothing of its clips could be had."""
 
 
-def _report(plan: Plan, running: Running, place: int) -> JobReport:
+def _report(running: Running, place: int) -> JobReport:
     clips = [running.task.clips[clip] for clip in running.clips_of_job[place]]
     outcome = running.outcomes[place]
     tokens = 0
     if isinstance(outcome, JobResult):
         tokens = sum(made.num_kept for made in outcome.clips)
-    info = plan.sources[clips[0].source].info
+    info = running.plan.sources[clips[0].source].info
     ticks = 0 if info is None or info.still else sum(c.stop_pts - c.start_pts for c in clips)
     return JobReport(
-        source=clips[0].source,
         planned_tokens=sum(clip.num_kept for clip in clips),
         tokens=tokens,
         seconds_of_video=float(ticks * info.time_base) if info is not None else 0.0,
@@ -175,6 +176,8 @@ def _report(plan: Plan, running: Running, place: int) -> JobReport:
 class Running:
     """A task whose jobs are under way."""
 
+    plan: Plan
+    """Of this task alone."""
     task: Task
     arenas: Arenas
     """Where its arena is from."""
@@ -186,7 +189,9 @@ class Running:
     outcomes: dict[int, JobResult | Fault] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, plan: Plan, task: Task, arenas: Arenas, encoder: EncoderSettings | None) -> Running:
+    def of(cls, plan: Plan, arenas: Arenas, encoder: EncoderSettings | None) -> Running:
+        """Of a plan of one task."""
+        (task,) = plan.tasks
         layout = plan.layout
         settings = token_settings(
             plan.settings,
@@ -220,7 +225,7 @@ class Running:
             jobs.append(((task.number, number), job))
         # Longest first, so that no worker is left alone with a long video at the end.
         jobs.sort(key=lambda item: (-_cost(item[1]), item[0]))
-        return cls(task, arenas, arena, offsets, jobs, clips_of_job)
+        return cls(plan, task, arenas, arena, offsets, jobs, clips_of_job)
 
 
 def _cost(job: Job) -> int:
@@ -231,9 +236,9 @@ def _cost(job: Job) -> int:
     return (frames + 1) * job.info.coded_size[0] * job.info.coded_size[1]
 
 
-def write_task(plan: Plan, running: Running, folder: Path) -> TaskReport:
+def write_task(running: Running, folder: Path) -> TaskReport:
     """Pack what was decoded, publish the shard and then its receipt."""
-    task = running.task
+    plan, task = running.plan, running.task
     with stage("pack"):
         made, losses, observed = _collect(plan, running)
         contents, unbalanced = _contents(plan, made, running.arena)
