@@ -70,6 +70,8 @@ class Source:
     """32 hex digits, see `spacepatch.sources.make_source_id`."""
     num_bytes: int
     """Size of the file, or of the tar member."""
+    member: str = ""
+    """Its name in the tar at `uri`; empty for a plain file."""
     member_offset: int | None = None
     """Where the member's data starts in the tar at `uri`; None for a plain file."""
     ranges: tuple[ClipRange, ...] = ()

@@ -5,48 +5,67 @@ from __future__ import annotations
 import hashlib
 import math
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
+from itertools import chain, compress
+
+import numpy as np
 
 from spacepatch.data import Source
 from spacepatch.errors import ConfigError
+from spacepatch.listings import Listing, SourceTable
 
 
 def select_sources(
-    sources: tuple[Source, ...],
+    listing: Listing,
     *,
     seed: int,
     sample: str | None = None,
     limit: int | None = None,
     split: str | None = None,
-) -> tuple[Source, ...]:
+) -> Listing:
     """Apply `--sample`, then `--limit`, then name the `--split` of each source.
 
     Sample and split go by keyed hashes: a larger sample contains a smaller one, and a source keeps
-    its split whatever else is listed.
+    its split whatever else is listed. What is missing is chosen like the others, after them: no
+    loss is hidden.
 
     Raises:
         ConfigError: a value that cannot be understood.
     """
+    if sample is None and limit is None and not split:
+        return listing
+    is_chosen = np.ones(len(listing), bool)
     if sample is not None:
-        count = parse_share("sample", sample, len(sources))
-        chosen = drawn_order(sources, seed)[:count]
-        kept = {id(source) for source in chosen}
-        sources = tuple(source for source in sources if id(source) in kept)
+        everything = chain(listing.sources, listing.missing)
+        draws = np.fromiter((_number(seed, "sample", x) for x in everything), np.uint64)
+        first = np.argsort(draws, kind="stable")
+        is_chosen[first[parse_share("sample", sample, len(listing)) :]] = False
     if limit is not None:
-        sources = sources[:limit]
-    if split:
-        borders = parse_split(split)
-        draws = [_draw(seed, "split", source) for source in sources]
-        names = [next(name for name in borders if draw < borders[name]) for draw in draws]
-        sources = tuple(map(lambda source, name: replace(source, split=name), sources, names))
-    return sources
+        is_chosen[np.flatnonzero(is_chosen)[limit:]] = False
+    borders = parse_split(split) if split else {}
+
+    def chosen(sources: Iterable[Source], own: np.ndarray) -> Iterator[Source]:
+        for source in compress(sources, own):
+            if not borders:
+                yield source
+                continue
+            draw = Fraction(_number(seed, "split", source), 2**64)
+            name = next(name for name in borders if draw < borders[name])
+            yield replace(source, split=name)
+
+    border = len(listing.sources)
+    return replace(
+        listing,
+        sources=SourceTable(chosen(listing.sources, is_chosen[:border])),
+        missing=SourceTable(chosen(listing.missing, is_chosen[border:])),
+    )
 
 
-def drawn_order(sources: Sequence[Source], seed: int) -> list[Source]:
+def drawn_order(sources: Iterable[Source], seed: int) -> list[Source]:
     """The order that `--sample` takes sources in: drawn, and the same for the same seed."""
-    return sorted(sources, key=lambda source: _draw(seed, "sample", source))
+    return sorted(sources, key=lambda source: _number(seed, "sample", source))
 
 
 def parse_share(
@@ -80,8 +99,7 @@ def parse_split(text: str) -> dict[str, Fraction]:
     return borders
 
 
-def _draw(seed: int, purpose: str, source: Source) -> Fraction:
-    """A number in [0, 1) that depends on these three and on nothing else."""
+def _number(seed: int, purpose: str, source: Source) -> int:
+    """Of 64 bits, that depends on these three and on nothing else."""
     content = f"{seed}\0{purpose}\0{source.source_id}".encode()
-    number = int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")
-    return Fraction(number, 2**64)
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "big")

@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import csv
 import glob
 import hashlib
 import io
-import itertools
 import os
 import stat
-import tarfile
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
-from fractions import Fraction
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from itertools import islice
 from pathlib import Path, PurePosixPath
+
+import numpy as np
 
 from spacepatch.data import ClipRange, Source
 from spacepatch.errors import ConfigError
+from spacepatch.listings import Listing, SourceTable, key_of
 from spacepatch.manifests import EXTENSIONS as MANIFEST_EXTENSIONS
-from spacepatch.manifests import ListBase, manifest_rows, parse_seconds
-from spacepatch.metadata import jsonable
+from spacepatch.manifests import ListBase, blaming, manifest_entries
 from spacepatch.remote import is_url, open_source, shown, size_of
-from spacepatch.remote.stores import explain
+from spacepatch.remote.errors import explain
 from spacepatch.remote.urls import check_url, name_in
 from spacepatch.tars import metas_path, read_tar
 
@@ -42,20 +41,8 @@ TAR_EXTENSIONS = tuple(
 )
 """Compressed ones are refused when they are read: they are no videos that cannot be opened."""
 
-RESERVED_COLUMNS = ("uri", "start", "end")
-"""Manifest columns that we read; every other one travels to the segment (`id` included)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Listing:
-    """What the SOURCE arguments name."""
-
-    sources: tuple[Source, ...]
-    num_ignored: int
-    """Files and members that are hidden, no media by name or not regular; a hidden or linked folder
-    is one. What says something of a tar's video is none."""
-    missing: tuple[Source, ...] = field(default=())
-    """What a list or manifest names, or a folder holds, and cannot be read: losses, not errors."""
+ASKED_TOGETHER = 4096
+"""Objects of stores, for their sizes."""
 
 
 @dataclass(slots=True)
@@ -70,6 +57,28 @@ class _Found:
     num_bytes: int | None = None
     ranges: list[ClipRange] = field(default_factory=list)
     metadata_lost: str = ""
+
+    def source(self, root: int) -> Source:
+        """As the first one of its name; without a size it has -1 bytes."""
+        return Source(
+            uri=str(self.path),
+            name=f"{self.name}/{self.member}" if self.member else self.name,
+            source_root=root,
+            source_id=make_source_id(self.name, ordinal=0, member=self.member),
+            num_bytes=-1 if self.num_bytes is None else self.num_bytes,
+            member=self.member,
+            member_offset=self.offset,
+            ranges=tuple(self.ranges),
+            metadata_lost=self.metadata_lost,
+        )
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What is counted on the way."""
+
+    num_ignored: int = 0
+    num_missing: int = 0
 
 
 def list_sources(
@@ -89,29 +98,38 @@ def list_sources(
     Raises:
         ConfigError: an argument names nothing, or a manifest points outside its root.
     """
-    sources: list[Source] = []
-    missing: list[Source] = []
-    ignored = 0
-    ordinals: Counter[tuple[str, str]] = Counter()
+    tally = _Tally()
     base = ListBase.of(root, allow_network)
-    for number, argument in enumerate(arguments):
-        found, skipped = _expand(argument, base)
-        ignored += skipped
-        for item in found:
-            ordinal = ordinals[item.name, item.member]
-            ordinals[item.name, item.member] += 1
-            source = Source(
-                uri=str(item.path),
-                name=f"{item.name}/{item.member}" if item.member else item.name,
-                source_root=number,
-                source_id=make_source_id(item.name, ordinal=ordinal, member=item.member),
-                num_bytes=item.num_bytes or 0,
-                member_offset=item.offset,
-                ranges=tuple(item.ranges),
-                metadata_lost=item.metadata_lost,
-            )
-            (missing if item.num_bytes is None else sources).append(source)
-    return Listing(tuple(sources), ignored, tuple(missing))
+
+    def found() -> Iterator[Source]:
+        for number, argument in enumerate(arguments):
+            for item in _expand(argument, base, tally):
+                tally.num_missing += item.num_bytes is None
+                yield item.source(number)
+
+    listed = SourceTable(found())
+    repeated = _repeated(listed.keys)
+    if not tally.num_missing and not repeated:
+        return Listing(listed, tally.num_ignored)
+    ordinals: Counter[tuple[str, str]] = Counter()
+
+    def identified(is_missing: bool) -> Iterator[Source]:
+        ordinals.clear()
+        for source in listed:
+            if key_of(source.source_id) in repeated:
+                name = source.name, source.member
+                source = replace(source, source_id=next_source_id(source, ordinals[name]))
+                ordinals[name] += 1
+            if (source.num_bytes < 0) == is_missing:
+                yield replace(source, num_bytes=max(source.num_bytes, 0))
+
+    return Listing(SourceTable(identified(False)), tally.num_ignored, SourceTable(identified(True)))
+
+
+def _repeated(keys: np.ndarray) -> frozenset[int]:
+    """Those that occur more than once."""
+    ordered = np.sort(keys)
+    return frozenset(ordered[1:][ordered[1:] == ordered[:-1]].tolist())
 
 
 def make_source_id(name: str, *, ordinal: int, member: str = "") -> str:
@@ -119,6 +137,12 @@ def make_source_id(name: str, *, ordinal: int, member: str = "") -> str:
     equal ones, and the tar member."""
     content = "\0".join((name, str(ordinal), member)).encode()
     return hashlib.blake2b(content, digest_size=16).hexdigest()
+
+
+def next_source_id(source: Source, ordinal: int) -> str:
+    """`make_source_id` of a listed source, as another one of its name."""
+    name = source.name.removesuffix(f"/{source.member}") if source.member else source.name
+    return make_source_id(name, ordinal=ordinal, member=source.member)
 
 
 def content_id(path: str, *, offset: int | None = None, num_bytes: int) -> str:
@@ -138,7 +162,8 @@ def content_id(path: str, *, offset: int | None = None, num_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def _expand(argument: str, base: ListBase) -> tuple[list[_Found], int]:
+def _expand(argument: str, base: ListBase, tally: _Tally) -> Iterator[_Found]:
+    """What an argument names, in order, one after the other."""
     is_list = argument.startswith("@")
     argument = argument.removeprefix("@")
     if is_url(argument):
@@ -148,63 +173,65 @@ def _expand(argument: str, base: ListBase) -> tuple[list[_Found], int]:
             raise ConfigError(str(error)) from None
         if is_url(argument):
             try:
-                return _expand_url(argument, base, is_list)
+                yield from _expand_url(argument, base, is_list, tally)
             except OSError as error:
-                raise explain(argument, error) from None
+                raise ConfigError(explain(argument, error)) from None
+            return
     path = Path(argument)
+    extension = path.suffix.lower().lstrip(".")
     if is_list:
-        return _read_list(path, base), 0
-    if argument and path.is_dir():
-        return _walk(path)
-    if path.is_file():
-        extension = path.suffix.lower().lstrip(".")
-        if extension in MANIFEST_EXTENSIONS:
-            return _read_manifest(path, base), 0
-        if _is_tar(path.name):
-            return _read_tar(path, printable(path.name))
-        return [_file(path.absolute(), printable(path.name))], 0
-    if glob.has_magic(argument):
-        return _glob(argument)
-    there = argument and path.exists()
-    what = "neither a regular file nor a folder" if there else "no such file or folder"
-    raise ConfigError(f"{argument or repr(argument)}: {what}")
+        yield from _read_list(path, base)
+    elif argument and path.is_dir():
+        yield from _walk(path, "", tally)
+    elif path.is_file() and extension in MANIFEST_EXTENSIONS:
+        yield from _read_manifest(path, base)
+    elif path.is_file() and _is_tar(path.name):
+        yield from _read_tar(path, printable(path.name), tally)
+    elif path.is_file():
+        yield _file(path.absolute(), printable(path.name))
+    elif glob.has_magic(argument):
+        yield from _glob(argument, tally)
+    else:
+        there = argument and path.exists()
+        what = "neither a regular file nor a folder" if there else "no such file or folder"
+        raise ConfigError(f"{argument or repr(argument)}: {what}")
 
 
-def _expand_url(url: str, base: ListBase, is_list: bool) -> tuple[list[_Found], int]:
+def _expand_url(url: str, base: ListBase, is_list: bool, tally: _Tally) -> Iterator[_Found]:
     """What `_expand` makes of a path, of the objects of a store."""
     from spacepatch.remote.listing import kind_of, objects_below, objects_like
 
     kind = kind_of(url)
+    name = printable(name_in(url))
+    extension = PurePosixPath(name).suffix.lower().lstrip(".")
+    if is_list and kind != "file":
+        raise ConfigError(f"@{shown(url)}: no such list")
     if is_list:
-        if kind != "file":
-            raise ConfigError(f"@{shown(url)}: no such list")
-        return _read_list(url, base), 0
-    if kind == "folder":
+        yield from _read_list(url, base)
+    elif kind == "folder":
         entries, ignored = objects_below(url, _is_media)
-        return _sorted(
-            [_Found(e.url, printable(e.name), num_bytes=e.size) for e in entries]
-        ), ignored
-    if kind == "file":
-        name = printable(name_in(url))
-        extension = PurePosixPath(name).suffix.lower().lstrip(".")
-        if extension in MANIFEST_EXTENSIONS:
-            return _read_manifest(url, base), 0
-        if _is_tar(name):
-            return _read_tar(url, name)
-        return [_Found(url, name, num_bytes=size_of(url))], 0
-    found: list[_Found] = []
-    ignored = 0
-    for entry in objects_like(url):
-        name = printable(entry.name)
-        if _is_tar(name):
-            members, skipped = _read_tar(entry.url, name)
-            found += members
-            ignored += skipped
+        tally.num_ignored += ignored
+        yield from _sorted(_Found(e.url, printable(e.name), num_bytes=e.size) for e in entries)
+    elif kind == "file" and extension in MANIFEST_EXTENSIONS:
+        yield from _read_manifest(url, base)
+    elif kind == "file" and _is_tar(name):
+        yield from _read_tar(url, name, tally)
+    elif kind == "file":
+        yield _Found(url, name, num_bytes=size_of(url))
+    else:
+        there = [_Found(e.url, printable(e.name), num_bytes=e.size) for e in objects_like(url)]
+        if not there:
+            raise ConfigError(f"{shown(url)}: the pattern matches no object")
+        yield from _with_members(there, tally)
+
+
+def _with_members(found: Iterable[_Found], tally: _Tally) -> Iterator[_Found]:
+    """In order, of tars what is in them."""
+    for item in _sorted(found):
+        if _is_tar(item.name):
+            yield from _read_tar(item.path, item.name, tally)
         else:
-            found.append(_Found(entry.url, name, num_bytes=entry.size))
-    if not found and not ignored:
-        raise ConfigError(f"{shown(url)}: the pattern matches no object")
-    return _sorted(found), ignored
+            yield item
 
 
 def printable(name: str) -> str:
@@ -221,44 +248,54 @@ def _file(path: Path, name: str) -> _Found:
     return _Found(path, name, num_bytes=status.st_size if stat.S_ISREG(status.st_mode) else None)
 
 
-def _walk(folder: Path) -> tuple[list[_Found], int]:
-    found: list[_Found] = []
-    ignored = 0
-    unread: list[OSError] = []
-    for parent, folders, files in os.walk(folder, onerror=unread.append):
-        # Hidden folders are left alone, and links to folders: they may lead round in a circle.
-        visible = [x for x in folders if x[0] != "." and not os.path.islink(f"{parent}/{x}")]  # noqa: PTH114
-        ignored += len(folders) - len(visible)
-        folders[:] = visible
-        for file in files:
-            path = Path(parent, file)
-            item = _file(path.absolute(), printable(path.relative_to(folder).as_posix()))
-            if _is_media(item.name) and item.num_bytes is not None:
-                found.append(item)
+def _walk(folder: Path, below: str, tally: _Tally) -> Iterator[_Found]:
+    """The media of a folder and of those in it, in the order of the bytes of their names.
+
+    Args:
+        below: the name of the folder, with its slash; empty for the one that was given.
+    """
+    try:
+        with os.scandir(folder) as entries:
+            # Of a folder comes, in this order, what is in it: its names have a slash there.
+            ordered = sorted(
+                (_key(entry), entry.name, entry.is_dir(), entry.is_symlink()) for entry in entries
+            )
+    except OSError:
+        yield _Found(folder, below.rstrip("/") or ".")
+        return
+    for _, own, is_folder, is_link in ordered:
+        path, name = folder / own, f"{below}{printable(own)}"
+        if is_folder:
+            # Hidden folders are left alone, and links to folders: they may lead round in a circle.
+            if own.startswith(".") or is_link:
+                tally.num_ignored += 1
             else:
-                ignored += 1
-    for path in (Path(error.filename) for error in unread):
-        found.append(_Found(path, printable(path.relative_to(folder).as_posix())))
-    return _sorted(found), ignored
+                yield from _walk(path, f"{name}/", tally)
+            continue
+        item = _file(path.absolute(), name)
+        if _is_media(item.name) and item.num_bytes is not None:
+            yield item
+        else:
+            tally.num_ignored += 1
 
 
-def _glob(pattern: str) -> tuple[list[_Found], int]:
+def _key(entry: os.DirEntry[str]) -> bytes:
+    return f"{printable(entry.name)}{'/' * entry.is_dir()}".encode()
+
+
+def _glob(pattern: str, tally: _Tally) -> Iterator[_Found]:
     parts = Path(pattern).parts
     magic = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     fixed = Path(*parts[:magic]) if magic else Path()
-    found: list[_Found] = []
-    ignored = 0
-    for path in map(Path, glob.glob(pattern, recursive=True)):
-        name = printable(path.relative_to(fixed).as_posix())
-        if _is_tar(path.name):
-            members, skipped = _read_tar(path, name)
-            found += members
-            ignored += skipped
-        elif path.is_file():
+    before = tally.num_ignored
+    found = []
+    for path in map(Path, glob.iglob(pattern, recursive=True)):
+        if _is_tar(path.name) or path.is_file():
+            name = printable(path.relative_to(fixed).as_posix())
             found.append(_file(path.absolute(), name))
-    if not found and not ignored:
+    yield from _with_members(found, tally)
+    if not found and tally.num_ignored == before:
         raise ConfigError(f"{pattern}: the pattern matches no file")
-    return _sorted(found), ignored
 
 
 def _is_media(name: str) -> bool:
@@ -267,20 +304,11 @@ def _is_media(name: str) -> bool:
     return not hidden and path.suffix.lower().lstrip(".") in MEDIA_EXTENSIONS
 
 
-def _sorted(found: list[_Found]) -> list[_Found]:
+def _sorted(found: Iterable[_Found]) -> list[_Found]:
     # Two names can look alike once printable; their own bytes then say which is first.
     return sorted(
         found, key=lambda item: (item.name.encode(), item.member.encode(), os.fsencode(item.path))
     )
-
-
-@contextmanager
-def _blaming(where: str) -> Iterator[None]:
-    """What is wrong with a line, a row or a tar becomes an error that says which one it is."""
-    try:
-        yield
-    except (ValueError, csv.Error, tarfile.TarError, OSError) as error:
-        raise ConfigError(f"{where}: {error}") from None
 
 
 def _named(uri: str, where: Path | str, base: ListBase) -> _Found:
@@ -291,57 +319,44 @@ def _named(uri: str, where: Path | str, base: ListBase) -> _Found:
     return _Found(place, printable(name))
 
 
-def _measured(found: Iterable[_Found]) -> list[_Found]:
+def _measured(found: Iterable[_Found]) -> Iterator[_Found]:
     """The same, with the sizes of those at URLs, which are asked for side by side."""
     from spacepatch.remote.listing import sizes_of
 
-    items = list(found)
-    remote = [item for item in items if isinstance(item.path, str)]
-    for item, size in zip(remote, sizes_of([str(item.path) for item in remote]), strict=True):
-        item.num_bytes = size
-    return items
+    left = iter(found)
+    while items := list(islice(left, ASKED_TOGETHER)):
+        remote = [item for item in items if isinstance(item.path, str)]
+        for item, size in zip(remote, sizes_of([str(item.path) for item in remote]), strict=True):
+            item.num_bytes = size
+        yield from items
 
 
-def _read_list(path: Path | str, base: ListBase) -> list[_Found]:
+def _read_list(path: Path | str, base: ListBase) -> Iterator[_Found]:
     if isinstance(path, Path) and not path.is_file():
         raise ConfigError(f"@{path}: no such list")
-    found = []
-    with io.TextIOWrapper(
-        open_source(path, anew=True), "utf-8-sig", errors="surrogateescape"
-    ) as file:
-        text = file.read()
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip() and not line.startswith("#"):
-            with _blaming(f"{shown(str(path))}: line {number}"):
-                found.append(_named(line.strip(), path, base))
-    return _measured(found)
+
+    def named() -> Iterator[_Found]:
+        raw = open_source(path, anew=True)
+        with io.TextIOWrapper(raw, "utf-8-sig", errors="surrogateescape") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip() and not line.startswith("#"):
+                    with blaming(f"{shown(str(path))}: line {number}"):
+                        yield _named(line.strip(), path, base)
+
+    return _measured(named())
 
 
-def _read_manifest(path: Path | str, base: ListBase) -> list[_Found]:
-    """One source a uri, one clip range a row; the order is that of first mention."""
-    by_uri: dict[str, _Found] = {}
-    seen: set[tuple[str, Fraction, Fraction | None]] = set()
-    rows = manifest_rows(path)
-    for number in itertools.count(1):
-        with _blaming(f"{shown(str(path))}: row {number}"):
-            row = next(rows, None)
-            if row is None:
-                break
-            uri = row.get("uri")
-            if not uri or not isinstance(uri, str):
-                raise ValueError(f"has no uri; columns are {', '.join(row)}")
-            if uri not in by_uri:
-                by_uri[uri] = _named(uri, path, base)
-            start, stop = parse_seconds(row, "start"), parse_seconds(row, "end")
-            if stop is not None and stop <= (start or 0):
-                raise ValueError(f"end {row['end']} is not after {row.get('start') or 0}")
-            asked = uri, start or Fraction(0), stop
-            if asked in seen:
-                raise ValueError(f"repeats the range of an earlier row of {shown(uri)}")
-            seen.add(asked)
-            extra = {key: value for key, value in row.items() if key not in RESERVED_COLUMNS}
-            by_uri[uri].ranges.append(ClipRange(start, stop, jsonable(extra)))
-    return _measured(by_uri.values())
+def _read_manifest(path: Path | str, base: ListBase) -> Iterator[_Found]:
+    """One source a uri, in the order of first mention; one clip range a row."""
+
+    def named() -> Iterator[_Found]:
+        for uri, ranges, number in manifest_entries(path):
+            with blaming(f"{shown(str(path))}: row {number}"):
+                item = _named(uri, path, base)
+            item.ranges = ranges
+            yield item
+
+    return _measured(named())
 
 
 def _is_tar(name: str) -> bool:
@@ -356,7 +371,7 @@ def _is_there(place: str) -> bool:
     return kind_of(place) == "file"
 
 
-def _read_tar(path: Path | str, name: str) -> tuple[list[_Found], int]:
+def _read_tar(path: Path | str, name: str, tally: _Tally) -> list[_Found]:
     """Videos inside a tar, by offset: nothing is extracted and no member's name becomes a path."""
     place = path if isinstance(path, str) else path.absolute()
     places = [place]
@@ -364,13 +379,14 @@ def _read_tar(path: Path | str, name: str) -> tuple[list[_Found], int]:
     if metas is not None and _is_there(metas):
         places.append(metas)
     what = f"{' or '.join(shown(str(place)) for place in places)}: not a plain tar that can be read"
-    with _blaming(what), ExitStack() as stack:
+    with blaming(what), ExitStack() as stack:
         files = [stack.enter_context(open_source(place, anew=True)) for place in places]
         videos, ignored = read_tar(*files, is_media=_is_media)
+    tally.num_ignored += ignored
     found = []
     for video in videos:
         where = video.offset, video.num_bytes
         ranges = [ClipRange(None, None, video.extra)] if video.extra else []
         lost = video.metadata_lost
         found.append(_Found(place, name, printable(video.name), *where, ranges, lost))
-    return _sorted(found), ignored
+    return _sorted(found)

@@ -74,7 +74,9 @@ def test_packs_too_long_for_least_squares_are_refused_before_decoding(
     ) as error:
         run([sample_clips], tmp_path / "a", **wish)
     assert not [path for path in tmp_path.glob("a/*") if path.is_file()]
-    plan = make_plan([str(sample_clips)], config=load_config(SMALL | wish | {"packer": "spfhp"}))
+    plan = make_plan(
+        [str(sample_clips)], config=load_config(SMALL | wish | {"packer": "spfhp"})
+    ).whole()
     cells = np.array([clip.cells for task in plan.tasks for clip in task.clips])
     most = int(str(error.value).split("--pack-length ")[1].split()[0])
     check_least_squares(cells, pack_length=most)

@@ -241,11 +241,12 @@ def test_max_losses_holds_over_several_starts(clips: Path, tmp_path: Path) -> No
     sources = {path: path.stat().st_size for path in clips.glob("?.mp4")}
     # Changed between plan and decoding: every task that needs them loses them.
     plan_run = load_config(SMALL | settings | {"max_losses": "1"})
-    from spacepatch.pipeline import make_pool, read_plan, run_tasks
+    from spacepatch.pipeline import make_pool, run_tasks
+    from spacepatch.pipeline.planfile import open_plan
     from spacepatch.pipeline.whole import LossCount
     from spacepatch.sources import list_sources
 
-    plan = read_plan(out, {s.source_id: s for s in list_sources([str(clips)]).sources})
+    plan = open_plan(out, list_sources([str(clips)]).find)
     for path, size in sources.items():
         path.write_bytes(bytes(size))
     with make_pool(plan_run) as pool:
@@ -254,7 +255,7 @@ def test_max_losses_holds_over_several_starts(clips: Path, tmp_path: Path) -> No
     count = LossCount(plan, 1)
     with pytest.raises(LossLimitError, match=r"[23] sources are lost, max_losses allows 1"):
         for report in reports:
-            count.add(report.losses)
+            count.add(plan.tasks[report.number], report.losses)
 
 
 def test_an_absurd_rate_is_a_loss_and_no_memory(clips: Path, tmp_path: Path) -> None:

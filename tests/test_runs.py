@@ -12,7 +12,8 @@ from made_videos import clips_of, regular
 
 from spacepatch.config import load_config
 from spacepatch.data import ClipSpec
-from spacepatch.pipeline.planning import clip_bytes, cut_runs, layout_of
+from spacepatch.pipeline.planhead import largest_side, layout_of
+from spacepatch.pipeline.runs import clip_bytes, cut_runs
 
 FRAMES = 1500
 CLIP_FRAMES = 16
@@ -25,7 +26,7 @@ def runs_of(keyframes: range, *, decodes: bool = True) -> list[list[ClipSpec]]:
     video = replace(regular(60), keyframes=np.array(keyframes))
     clips = clips_of(video, sampler="every-frame", clip_seconds=Fraction(CLIP_FRAMES, 25))
     config = load_config({"pack_length": clips[0].num_kept, "shard_size": "3MB"})
-    layout = layout_of(config, clips)
+    layout = layout_of(config, largest_side(clips))
     assert 3_000_000 // clip_bytes(clips[0], layout) == 2 * MOST == 8 * LEAST
     runs = cut_runs(clips, config, layout, decodes=decodes)
     assert [clip for run in runs for clip in run] == clips

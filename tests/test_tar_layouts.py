@@ -235,7 +235,7 @@ def test_a_video_with_a_caption_that_is_cut_off_loses_as_many_frames_as_without(
     for number, members in enumerate(([cut], [cut, ("0.txt", b"a dog")])):
         tar = make_tar(tmp_path / f"{number}.tar", members)
         plan = make_plan([str(tar)], config=load_config(SMALL))
-        (loss,) = plan.losses
+        (loss,) = plan.losses()
         lost.append((loss.reason, loss.num_frames))
     assert lost[0] == lost[1]
     assert lost[0][1] > 0

@@ -76,13 +76,36 @@ def test_borders_are_those_of_a_rule_that_packs_every_prefix_anew(packer, seed, 
     runs = make_runs(seed, 60)
     capacity = packs_of_a_shard * PACK_LENGTH * BYTES[48]
     placement = Placement(PACK_LENGTH, packer, None, None, cut_to_fit=False)
-    tasks = cut_into_tasks(
-        runs, placement=placement, token_bytes=BYTES.__getitem__, capacity=capacity
-    )
+    tasks = cut(runs, placement, capacity)
     assert tasks == cut_slowly(runs, packer, capacity)
     assert len(tasks) > 1 or packs_of_a_shard == 1000
+    # Cut as they come, a few at a time, they have the same borders.
+    found, held, first = [], [], 0
+    for place, run in enumerate(runs):
+        held.append(run)
+        if place % (1 + 5 * seed) == 0:
+            certain = cut(held, placement, capacity, is_end=False)
+            found += [(first + one, first + two) for one, two in certain]
+            done = certain[-1][1] if certain else 0
+            held, first = held[done:], first + done
+    found += [(first + one, first + two) for one, two in cut(held, placement, capacity)]
+    assert found == tasks
 
 
 def test_no_runs_make_no_tasks():
     placement = Placement(PACK_LENGTH, "first-fit", None, None, cut_to_fit=False)
-    assert cut_into_tasks([], placement=placement, token_bytes=BYTES.get, capacity=1) == []
+    assert cut([], placement, 1) == []
+
+
+def cut(
+    runs: list[Lengths], placement: Placement, capacity: int, *, is_end: bool = True
+) -> list[tuple[int, int]]:
+    nothing = np.empty(0, np.int64)
+    return cut_into_tasks(
+        Lengths.join([Lengths(nothing, nothing, nothing), *runs]),
+        np.cumsum([0, *(run.tokens.size for run in runs)]),
+        placement=placement,
+        token_bytes=BYTES.__getitem__,
+        capacity=capacity,
+        is_end=is_end,
+    )

@@ -4,14 +4,10 @@ from spacepatch.pipeline.converting import convert
 from spacepatch.pipeline.finishing import RunSummary, finish_run, forget_retryable
 from spacepatch.pipeline.in_memory import FrameTokens, tokenize_frames
 from spacepatch.pipeline.joining import join_ranks
-from spacepatch.pipeline.planfile import (
-    Plan,
-    PlannedSource,
-    read_plan,
-    read_plan_document,
-    write_plan,
-)
+from spacepatch.pipeline.plan import Plan, PlannedSource
+from spacepatch.pipeline.planfile import read_plan, read_plan_document
 from spacepatch.pipeline.planning import plan_run
+from spacepatch.pipeline.planwriting import write_plan
 from spacepatch.pipeline.repacking import repack
 from spacepatch.pipeline.resuming import check_inputs, check_plan
 from spacepatch.pipeline.running import JobReport, is_done, pending_tasks, run_task, run_tasks

@@ -16,14 +16,18 @@ from spacepatch.arena import Arenas
 from spacepatch.config import RunConfig
 from spacepatch.data import ClipSpec, Loss
 from spacepatch.errors import ConfigError, SpacepatchError
+from spacepatch.hints import LOOK
 from spacepatch.jobs import Job
 from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.limits import available_cores
+from spacepatch.listings import Listing, SourceTable
 from spacepatch.packers import check_packer
 from spacepatch.pipeline.encoders import Encoded, resolve_encoder
-from spacepatch.pipeline.planfile import Plan, write_plan
-from spacepatch.pipeline.planning import clip_bytes, plan_probed, probe_sources
+from spacepatch.pipeline.plan import Plan
+from spacepatch.pipeline.planning import plan_run, probe_sources
+from spacepatch.pipeline.planwriting import write_plan
 from spacepatch.pipeline.running import Running, run_tasks
+from spacepatch.pipeline.runs import clip_bytes
 from spacepatch.pipeline.sampled_clips import (
     choose_clips,
     clips_by_source,
@@ -37,7 +41,6 @@ from spacepatch.pipeline.timed_jobs import Start, start_worker
 from spacepatch.pipeline.whole import Watch, check_workers, list_inputs, make_pool
 from spacepatch.probes import Probed
 from spacepatch.selection import drawn_order
-from spacepatch.sources import Listing
 from spacepatch.workers import WorkerPool
 
 PROBING, STAGES = 0.1, 0.4
@@ -151,7 +154,7 @@ def _start_all(pool: WorkerPool, folder: Path, job: Job | None = None) -> None:
 
 def _first_job(plan: Plan, encoder: EncoderSettings | None, folder: Path) -> Job:
     with closing(Arenas(folder)) as arenas:
-        running = Running.of(plan, plan.tasks[0], arenas, encoder)
+        running = Running.of(plan.part(plan.tasks[0]), arenas, encoder)
         arenas.give_back(running.arena)
         return running.jobs[0][1]
 
@@ -173,8 +176,14 @@ def _plan_some(
         size *= 2
         watch.on_probed(len(found), len(ordered))
     taken = time.perf_counter() - begin
-    some = replace(listing, sources=tuple(ordered[: len(found)]))
-    plan = plan_probed(config, some, enumerate(found), facts=encoded.facts)
+    some = replace(listing, sources=SourceTable(ordered[: len(found)]))
+    plan = plan_run(
+        config,
+        some,
+        probe=lambda jobs: ((place, found[place]) for place, _ in enumerate(jobs)),
+        on_probed=lambda done, total: None,
+        facts=encoded.facts,
+    ).whole()
     return plan, {
         "sources": len(found),
         "seconds": taken,
@@ -241,7 +250,9 @@ def _time_sample(
 
 def _nothing(plan: Plan, losses: Sequence[Loss]) -> SpacepatchError:
     why = [f": {loss.source}: {loss.message}" for loss in (*plan.losses, *losses)]
-    return ConfigError(f"none of {len(plan.sources)} sources can be measured{''.join(why[:1])}")
+    return ConfigError(
+        f"none of {len(plan.sources)} sources can be measured{''.join(why[:1])}; {LOOK}"
+    )
 
 
 def _check_room(plan: Plan, folder: Path) -> None:

@@ -73,17 +73,19 @@ def choose_source(
     source: Source,
     info: VideoInfo,
     facts: EncoderFacts | None = None,
+    rules: ViewRules | None = None,
 ) -> tuple[list[ClipSpec], list[Loss]]:
     """The clips of a source that was probed.
 
     Args:
         row: of the source in the plan.
         facts: of the encoder; None: pixels are cut.
+        rules: those of the settings, for who chooses from many sources.
 
     Raises:
         ConfigError: long is error, and a clip does not fit a pack.
     """
-    rules = view_rules_of(config)
+    rules = rules or view_rules_of(config)
     try:
         clips, ruled_out = clips_of(
             config,

@@ -16,7 +16,7 @@ from spacepatch.data import ClipSpec, Task
 from spacepatch.errors import ConfigError
 from spacepatch.pipeline.encoded import channel_sums
 from spacepatch.pipeline.finishing import RunSummary
-from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.plan import Plan
 from spacepatch.pipeline.recutting import (
     check_divides,
     new_grid,

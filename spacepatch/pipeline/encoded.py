@@ -11,9 +11,9 @@ import numpy as np
 from spacepatch.arena import Arena
 from spacepatch.data import EncoderFacts
 from spacepatch.latentwriter import pixel_clip
-from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.plan import Plan
 from spacepatch.pipeline.segments import Made
-from spacepatch.shards import Layout, SegmentContent, ShardReceipt
+from spacepatch.shards import Layout, SegmentContent
 from spacepatch.token_dtypes import from_stored
 from spacepatch.tubelets import LAYOUTS
 
@@ -30,12 +30,14 @@ def encoder_of_receipt(facts: EncoderFacts) -> dict[str, Any]:
     return {key: values[key] for key in RECEIPT_KEYS}
 
 
-def encoder_of_dataset(facts: EncoderFacts, receipts: Sequence[ShardReceipt]) -> dict[str, Any]:
+def encoder_of_dataset(
+    facts: EncoderFacts, sums: Sequence[list[list[float]] | None]
+) -> dict[str, Any]:
     """What dataset.json says of the encoder: its facts, and what was measured of its latents.
 
     `mean` and `std` are of each channel, over all that was written; None for codes.
     """
-    return facts.to_json() | measured([receipt.channel_sums for receipt in receipts])
+    return facts.to_json() | measured(sums)
 
 
 def measured(sums: Sequence[list[list[float]] | None]) -> dict[str, Any]:

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import itertools
 import json
-from collections import Counter, defaultdict
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from spacepatch.data import POLICY_REASONS, RETRYABLE_REASONS, EncoderFacts, Loss, Task
+from spacepatch.data import POLICY_REASONS, RETRYABLE_REASONS, EncoderFacts, Loss
 from spacepatch.errors import ShardError
 from spacepatch.normalization import NORMALIZATIONS
 from spacepatch.packing import lower_bound
 from spacepatch.pipeline.encoded import encoder_of_dataset
-from spacepatch.pipeline.planfile import Plan, PlannedSource
+from spacepatch.pipeline.plan import Plan, PlannedTask
+from spacepatch.pipeline.planfile import StoredPlan
+from spacepatch.pipeline.sourcerows import records_of_losses, records_of_task, source_rows
 from spacepatch.shards import (
     DATASET,
     FORMAT_VERSION,
@@ -27,10 +29,12 @@ from spacepatch.shards import (
     read_receipt,
     receipt_path,
     shard_stem,
-    write_table,
 )
-from spacepatch.shards.tables import read_arrow, write_batches
-from spacepatch.storage import publish_bytes, remove
+from spacepatch.shards.tables import batches_of, read_arrow, write_batches
+from spacepatch.storage import publish_bytes, remove, scratch_folder
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,80 +47,187 @@ class RunSummary:
     """Names of sources of which nothing is in the shards, though the settings asked for it."""
 
 
-def finish_run(folder: Path, plan: Plan) -> RunSummary:
+def finish_run(folder: Path, plan: StoredPlan) -> RunSummary:
     """Merge the receipts. Idempotent: interrupted anywhere, it is simply done again.
 
     Raises:
         ShardError: a task has no receipt, or a table of a shard is damaged.
     """
-    receipts = [_receipt(folder, plan, task) for task in plan.tasks]
-    stems = [shard_stem(plan.name, task.split, task.number) for task in plan.tasks]
-    full = [stem for stem, receipt in zip(stems, receipts, strict=True) if receipt.packs]
-    losses = [*plan.losses, *(_loss(row) for receipt in receipts for row in receipt.losses)]
-
-    counts = _count_segments(folder, full)
+    plans = [generation.path.name for generation in plan.generations]
+    if listed_plans(folder) not in ([], plans):
+        # Of fewer generations: it is not that of the tables that come now.
+        remove([folder / DATASET])
+    merged = _Merged(folder, plan, losses=list(plan.losses()))
+    rows = source_rows(merged.records(), plan.head.settings, scratch_folder(folder))
     tables = {
-        "segments.parquet": write_batches(
-            folder / "segments.parquet",
-            SEGMENTS,
-            (read_arrow(folder / f"{stem}.segments.parquet") for stem in full),
+        "sources.parquet": write_batches(
+            folder / "sources.parquet", SOURCES, batches_of(SOURCES, map(merged.counted, rows))
         )
     }
-    observed: dict[str, dict[str, Any]] = {}
-    for receipt in receipts:
-        for identity, seen in receipt.observed.items():
-            # Tasks see different frames of one source: what any of them saw holds.
-            observed[identity] = {**seen, **observed.get(identity, {})}
-    rows = _source_rows(plan, losses, counts, observed)
-    tables["sources.parquet"] = write_table(folder / "sources.parquet", SOURCES, rows)
-    tables["losses.parquet"] = write_table(
-        folder / "losses.parquet", LOSSES, [_loss_row(loss) for loss in losses]
+    # What follows knows the receipts: the rows of the sources have gone through all of them.
+    tables["segments.parquet"] = write_batches(
+        folder / "segments.parquet",
+        SEGMENTS,
+        (read_arrow(folder / f"{shard['name']}.segments.parquet") for shard in merged.shards),
     )
-
-    totals = _totals(plan, receipts, losses, rows)
+    losses = batches_of(LOSSES, map(_loss_row, merged.losses))
+    tables["losses.parquet"] = write_batches(folder / "losses.parquet", LOSSES, losses)
     document = {
         "format_version": FORMAT_VERSION,
-        "plan_id": plan.plan_id,
-        "plans": ["plan.parquet"],
-        "name": plan.name,
-        "settings": plan.settings,
-        "fingerprints": plan.fingerprints,
-        "environment": plan.environment,
-        "kind": plan.settings["kind"],
-        "store": plan.layout.store,
-        "members": plan.layout.members,
-        "token_dtype": plan.layout.token_dtype,
-        "token_width": plan.layout.token_width,
-        "token_widths": list(plan.layout.token_widths),
-        "position_dtype": plan.layout.position_dtype,
-        "pack_length": plan.layout.pack_length,
-        "constants": constants_of(plan.settings, plan.encoder),
-        "encoder": None if plan.encoder is None else encoder_of_dataset(plan.encoder, receipts),
-        "pixels": pixels_of(plan, receipts),
-        "totals": totals,
+        "plans": plans,
         "tables": tables,
-        "shards": [
-            {
-                "name": stem,
-                "split": receipt.split,
-                "packs": receipt.packs,
-                "segments": receipt.segments,
-                "tokens": receipt.tokens,
-                "bytes": receipt.num_bytes,
-                "token_widths": widths_of(receipt),
-            }
-            for stem, receipt in zip(stems, receipts, strict=True)
-            if receipt.packs
-        ],
+        "shards": merged.shards,
+        **_of_plan(plan.head),
+        **merged.document(),
     }
     text = json.dumps(document, sort_keys=True, indent=1, ensure_ascii=False)
     publish_bytes(folder / DATASET, text.encode() + b"\n")
-    return RunSummary(totals, tuple(losses), tuple(_lost_sources(rows, losses)))
+    lost = tuple(merged.lost_sources)
+    return RunSummary(document["totals"], tuple(merged.losses), lost)
 
 
-def finished_losses(folder: Path, plan: Plan, tasks: list[Task]) -> list[Loss]:
-    """Losses of tasks that have their receipts."""
-    return [_loss(row) for task in tasks for row in _receipt(folder, plan, task).losses]
+@dataclass(slots=True)
+class _Merged:
+    """What all tasks come to; of their tables one at a time is in memory."""
+
+    folder: Path
+    plan: StoredPlan
+    losses: list[Loss]
+    shards: list[dict[str, Any]] = field(default_factory=list)
+    lost_sources: list[str] = field(default_factory=list)
+    counts: Counter[str] = field(default_factory=Counter)
+    channel_sums: list[Any] = field(default_factory=list)
+    pack_pixel_tokens: int = 0
+    reasons: dict[str, set[str]] = field(default_factory=dict)
+    """By source, why some of it is lost."""
+
+    def records(self) -> Iterator[pa.Table]:
+        """Read one receipt after the other; what each says of its sources."""
+        for task in self.plan.tasks:
+            receipt = _receipt(self.folder, self.plan, task)
+            stem = shard_stem(self.plan.name, task.split, task.number)
+            self._add(stem, receipt)
+            path = self.folder / f"{stem}.segments.parquet"
+            columns = ["source_id", "valid_frames", "num_kept"]
+            segments = read_arrow(path, columns) if receipt.packs else None
+            yield records_of_task(self.plan.rows(task), segments, receipt)
+        yield from records_of_losses(self.plan)
+        for loss in self.losses:
+            self.reasons.setdefault(loss.source_id, set()).add(loss.reason)
+
+    def _add(self, stem: str, receipt: ShardReceipt) -> None:
+        self.losses += map(_loss, receipt.losses)
+        self.channel_sums.append(receipt.channel_sums)
+        self.pack_pixel_tokens = max(self.pack_pixel_tokens, receipt.pack_pixel_tokens)
+        self.counts["pixel_tokens"] += receipt.pixel_tokens
+        if not receipt.packs:
+            return
+        shard = {
+            "name": stem,
+            "split": receipt.split,
+            "packs": receipt.packs,
+            "segments": receipt.segments,
+            "tokens": receipt.tokens,
+            "bytes": receipt.num_bytes,
+            "token_widths": widths_of(receipt),
+        }
+        self.shards.append(shard)
+        self.counts.update({name: shard[name] for name in TOTALLED})
+
+    def counted(self, row: dict[str, Any]) -> dict[str, Any]:
+        """A row of the sources, once it is taken into account."""
+        self.counts.update({name: row[name] for name in FRAMES})
+        self.counts["declined"] += bool(row.get("declined"))
+        self.counts["sources_with_segments"] += bool(row["num_segments"])
+        if not row["num_segments"] and self.reasons.get(row["source_id"], set()) - POLICY_REASONS:
+            self.lost_sources.append(row["source"])
+        return row
+
+    def document(self) -> dict[str, Any]:
+        """What dataset.json says of all tasks."""
+        head, counts = self.plan.head, self.counts
+        encoder = head.encoder
+        capacity = counts["packs"] * head.layout.pack_length
+        lower = lower_bound(counts["tokens"], pack_length=head.layout.pack_length)
+        return {
+            "encoder": None if encoder is None else encoder_of_dataset(encoder, self.channel_sums),
+            "pixels": pixels_of(head, counts["pixel_tokens"], self.pack_pixel_tokens),
+            "totals": {
+                **{name: counts[name] for name in (*TOTALLED, *FRAMES)},
+                **{name: counts[name] for name in ("declined", "sources_with_segments")},
+                "sources": self.plan.num_sources,
+                "ignored": head.num_ignored,
+                "clips": self.plan.num_clips,
+                "planned_tokens": self.plan.num_tokens,
+                "lower_bound": lower,
+                "fill": counts["tokens"] / capacity if capacity else 0.0,
+                "shards": len(self.shards),
+                "losses": dict(sorted(Counter(loss.reason for loss in self.losses).items())),
+            },
+        }
+
+
+TOTALLED = ("packs", "segments", "tokens", "bytes")
+"""Of shards, added up in the totals."""
+FRAMES = ("frames_selected", "frames_written", "frames_lost")
+
+
+def _of_plan(head: Plan) -> dict[str, Any]:
+    """What dataset.json repeats of the plan."""
+    layout = head.layout
+    return {
+        "plan_id": head.plan_id,
+        "name": head.name,
+        "settings": head.settings,
+        "fingerprints": head.fingerprints,
+        "environment": head.environment,
+        "kind": head.settings["kind"],
+        "store": layout.store,
+        "members": layout.members,
+        "token_dtype": layout.token_dtype,
+        "token_width": layout.token_width,
+        "token_widths": list(layout.token_widths),
+        "position_dtype": layout.position_dtype,
+        "pack_length": layout.pack_length,
+        "constants": constants_of(head.settings, head.encoder),
+    }
+
+
+def finished_losses(
+    folder: Path, plan: StoredPlan, tasks: Iterable[PlannedTask]
+) -> Iterator[tuple[PlannedTask, list[Loss]]]:
+    """Of each task, which has its receipt, its losses."""
+    for task in tasks:
+        yield task, list(map(_loss, _receipt(folder, plan, task).losses))
+
+
+def listed_plans(folder: Path) -> list[str]:
+    """The tables of the generations that dataset.json is of; empty where there is none."""
+    try:
+        document = json.loads((folder / DATASET).read_text(encoding="utf-8"))
+        return [str(name) for name in document["plans"]]
+    except FileNotFoundError:
+        return []
+    except (ValueError, TypeError, KeyError) as error:
+        raise ShardError(f"{folder / DATASET}: damaged ({error!r})") from None
+
+
+def finished(folder: Path, plan: StoredPlan) -> RunSummary | None:
+    """What was written where all generations are finished, without their losses; None: they are
+    not."""
+    if len(listed_plans(folder)) < len(plan.generations):
+        return None
+    document = json.loads((folder / DATASET).read_text(encoding="utf-8"))
+    return RunSummary(document["totals"], (), ())
+
+
+def unfinish_for(folder: Path, plan: StoredPlan, tasks: Iterable[PlannedTask]) -> None:
+    """`unfinish` before tasks are done again that dataset.json has; one of former generations
+    stays while tasks of a new one are done."""
+    count = len(listed_plans(folder))
+    stop = plan.generations[count - 1].stop_task if count else 0
+    if any(task.number < stop for task in tasks):
+        unfinish(folder)
 
 
 def unfinish(folder: Path) -> None:
@@ -124,7 +235,7 @@ def unfinish(folder: Path) -> None:
     remove([folder / DATASET, *(folder / name for name in TABLES)])
 
 
-def forget_retryable(folder: Path, plan: Plan) -> None:
+def forget_retryable(folder: Path, plan: StoredPlan) -> None:
     """Take back what jobs lost for environmental reasons, so that it is done again."""
     again = []
     for task in plan.tasks:
@@ -134,118 +245,17 @@ def forget_retryable(folder: Path, plan: Plan) -> None:
         ):
             again.append(task)
     if again:
-        unfinish(folder)
+        unfinish_for(folder, plan, again)
         stems = [shard_stem(plan.name, task.split, task.number) for task in again]
         remove([receipt_path(folder, stem) for stem in stems])
 
 
-def _receipt(folder: Path, plan: Plan, task: Task) -> ShardReceipt:
+def _receipt(folder: Path, plan: StoredPlan, task: PlannedTask) -> ShardReceipt:
     path = receipt_path(folder, shard_stem(plan.name, task.split, task.number))
     receipt = read_receipt(path)
     if receipt.task_id != task.task_id:
         raise ShardError(f"{path}: is of another plan; start again with --overwrite")
     return receipt
-
-
-def _count_segments(folder: Path, stems: list[str]) -> dict[str, Counter[str]]:
-    counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for stem in stems:
-        columns = ["source_id", "valid_frames", "num_kept"]
-        table = read_arrow(folder / f"{stem}.segments.parquet", columns)
-        for row in table.to_pylist():
-            count = counts[row["source_id"]]
-            count["segments"] += 1
-            count["frames"] += row["valid_frames"]
-            count["tokens"] += row["num_kept"]
-    return counts
-
-
-def _source_rows(
-    plan: Plan,
-    losses: list[Loss],
-    counts: dict[str, Counter[str]],
-    observed: dict[str, dict[str, Any]],
-) -> list[dict[str, Any]]:
-    selected: Counter[str] = Counter()
-    clips: Counter[str] = Counter()
-    for task in plan.tasks:
-        for clip in task.clips:
-            identity = plan.sources[clip.source].source.source_id
-            selected[identity] += len(clip.frame_pts)
-            clips[identity] += 1
-    lost: Counter[str] = Counter()
-    for loss in losses:
-        lost[loss.source_id] += loss.num_frames
-    for loss in plan.losses:
-        # Ruled out before any task, so no clip of a task has these frames.
-        selected[loss.source_id] += loss.num_frames
-    order = sorted(
-        plan.sources, key=lambda entry: (entry.source.source_root, entry.source.name.encode())
-    )
-    rows = []
-    for planned in order:
-        identity = planned.source.source_id
-        count = counts.get(identity, Counter())
-        rows.append(
-            {
-                **_describe(planned, observed.get(identity, {}), plan.settings),
-                "num_clips": clips[identity],
-                "num_segments": count["segments"],
-                "num_tokens": count["tokens"],
-                "frames_selected": selected[identity],
-                "frames_written": count["frames"],
-                "frames_lost": lost[identity],
-            }
-        )
-    return rows
-
-
-def _describe(
-    planned: PlannedSource, observed: dict[str, Any], settings: dict[str, Any]
-) -> dict[str, Any]:
-    source, info = planned.source, planned.info
-    row: dict[str, Any] = {
-        "source": source.name,
-        "source_root": source.source_root,
-        "source_id": source.source_id,
-        "split": source.split,
-        "content_id": planned.content_id,
-        "bytes": source.num_bytes,
-    }
-    if info is None:
-        return row
-    return row | {
-        "container": info.container,
-        "codec": info.codec,
-        "stream_index": info.stream_index,
-        "coded_size": info.coded_size,
-        "display_size": info.display_size,
-        # A picture's own matrix is the truth; a header shows no mirroring.
-        "rotation": observed.get("rotation", info.rotation),
-        "mirrored": observed.get("mirrored"),
-        "pixel_aspect_ratio": str(info.pixel_aspect_ratio),
-        "pixel_format": info.pixel_format,
-        "colour_matrix": observed.get("matrix", info.colour["matrix"]),
-        "colour_range": observed.get("range", info.colour["range"]),
-        "colour_primaries": info.colour["primaries"],
-        "colour_transfer": info.colour["transfer"],
-        "colour_tagged": observed.get("tagged", info.colour["tagged"]),
-        "bit_depth": info.bit_depth,
-        "hdr": f"{info.hdr}, {HDR_HANDLED[settings['hdr']]}" if info.hdr else "",
-        "interlaced": ", ".join(filter(None, (info.interlaced, observed.get("fields")))),
-        "alpha": handled_alpha(settings) if info.alpha else "",
-        "declined": observed.get("declined", ""),
-        "time_base": str(info.time_base),
-        "duration_seconds": planned.duration_seconds,
-        "source_fps": planned.num_frames / planned.duration_seconds
-        if planned.duration_seconds
-        else None,
-        "num_packets": info.num_packets,
-        "num_frames": planned.num_frames,
-        "header_frames": info.header_frames,
-        "header_seconds": info.header_seconds,
-        "pts_repaired": info.pts_repaired,
-    }
 
 
 def constants_of(settings: dict[str, Any], encoder: EncoderFacts | None = None) -> dict[str, Any]:
@@ -263,20 +273,22 @@ def _normalize_of(settings: dict[str, Any]) -> dict[str, Any]:
     return {"normalize": {"name": name, **asdict(NORMALIZATIONS[name])}}
 
 
-def pixels_of(plan: Plan, receipts: Sequence[ShardReceipt]) -> dict[str, Any] | None:
+def pixels_of(head: Plan, num_tokens: int, most_in_pack: int) -> dict[str, Any] | None:
     """What dataset.json says of the pixel tokens beside those of an encoder; None: there are none.
 
-    `pack_length` is what the most of them in a pack come to: what a loader pads to.
+    Args:
+        num_tokens: of them, in all.
+        most_in_pack: what the most of them in a pack come to: what a loader pads to.
     """
-    layout = plan.layout
+    layout = head.layout
     if layout.pixel_tubelet is None:
         return None
     return {
         "tubelet": list(layout.pixel_tubelet),
         "token_width": layout.pixel_width,
-        "tokens": sum(receipt.pixel_tokens for receipt in receipts),
-        "pack_length": max((receipt.pack_pixel_tokens for receipt in receipts), default=0),
-        **_normalize_of(plan.settings),
+        "tokens": num_tokens,
+        "pack_length": most_in_pack,
+        **_normalize_of(head.settings),
     }
 
 
@@ -285,52 +297,6 @@ def widths_of(receipt: ShardReceipt) -> list[list[int]]:
     return [
         [width, len(list(packs))] for width, packs in itertools.groupby(receipt.pack_token_widths)
     ]
-
-
-HDR_HANDLED = {"tonemap": "tone mapped to BT.709", "skip": "skipped", "raw": "raw"}
-
-
-def handled_alpha(settings: dict[str, Any]) -> str:
-    """What became of the alpha of sources that have it."""
-    return "kept" if settings["alpha"] else f"composited on {settings['background']}"
-
-
-def _lost_sources(rows: list[dict[str, Any]], losses: list[Loss]) -> list[str]:
-    reasons = defaultdict(set)
-    for loss in losses:
-        reasons[loss.source_id].add(loss.reason)
-    return [
-        row["source"]
-        for row in rows
-        if not row["num_segments"] and reasons[row["source_id"]] - POLICY_REASONS
-    ]
-
-
-def _totals(
-    plan: Plan, receipts: list[ShardReceipt], losses: list[Loss], rows: list[dict[str, Any]]
-) -> dict[str, Any]:
-    packs = sum(receipt.packs for receipt in receipts)
-    tokens = sum(receipt.tokens for receipt in receipts)
-    capacity = packs * plan.layout.pack_length
-    return {
-        "sources": len(plan.sources),
-        "sources_with_segments": sum(1 for row in rows if row["num_segments"]),
-        "ignored": plan.num_ignored,
-        "declined": sum(1 for row in rows if row.get("declined")),
-        "clips": plan.num_clips,
-        "segments": sum(receipt.segments for receipt in receipts),
-        "tokens": tokens,
-        "planned_tokens": plan.num_tokens,
-        "packs": packs,
-        "lower_bound": lower_bound(tokens, pack_length=plan.layout.pack_length),
-        "fill": tokens / capacity if capacity else 0.0,
-        "shards": sum(1 for receipt in receipts if receipt.packs),
-        "bytes": sum(receipt.num_bytes for receipt in receipts),
-        "losses": dict(sorted(Counter(loss.reason for loss in losses).items())),
-        "frames_selected": sum(row["frames_selected"] for row in rows),
-        "frames_written": sum(row["frames_written"] for row in rows),
-        "frames_lost": sum(row["frames_lost"] for row in rows),
-    }
 
 
 def _loss(row: dict[str, Any]) -> Loss:

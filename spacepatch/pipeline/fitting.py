@@ -19,16 +19,17 @@ from spacepatch.config.encoders import EncodeFields
 from spacepatch.config.settings import CAN_BE_NONE
 from spacepatch.data import POLICY_REASONS, ClipSpec, Loss, Source
 from spacepatch.errors import ConfigError
+from spacepatch.hints import LOOK
 from spacepatch.jobs import Job, JobResult, run_job
 from spacepatch.latents.fitting import FitReport, check_installed, check_numbers, fit_codec
 from spacepatch.latents.linear import LAYOUT, codec_bytes
+from spacepatch.listings import Listing
 from spacepatch.pipeline.choosing import choose_source, source_loss
 from spacepatch.pipeline.folder import check_file
 from spacepatch.pipeline.job_settings import token_settings
 from spacepatch.pipeline.planning import Progress, probe_sources
 from spacepatch.pipeline.whole import list_inputs, make_pool
 from spacepatch.probes import Probed, slim
-from spacepatch.sources import Listing
 from spacepatch.storage import PRIVATE, publish_bytes
 from spacepatch.workers import Fault, WorkerPool
 
@@ -340,5 +341,5 @@ def _account(
     }
     if not len(blocks):
         first = f" ({losses[0].source}: {losses[0].reason}: {losses[0].message})" if losses else ""
-        raise ConfigError(f"no block could be read of these sources{first}")
+        raise ConfigError(f"no block could be read of these sources{first}; {LOOK}")
     return SampledBlocks(blocks, len(gave), tuple(losses), tuple(lost.values()))

@@ -9,6 +9,7 @@ from typing import Any
 
 from spacepatch.config import SHARD_NAME
 from spacepatch.errors import ConfigError, ResumeError, ShardError
+from spacepatch.pipeline.generations import PLAN_FILE
 from spacepatch.pipeline.planfile import read_plan_document
 from spacepatch.shards import DATASET, SHARD_ENDINGS, TABLES
 from spacepatch.storage import PRIVATE, remove, remove_private
@@ -38,18 +39,21 @@ def check_folder(out: Path) -> None:
         )
 
 
-def check_file(out: Path) -> None:
+def check_file(out: Path, *, option: str = "--out") -> None:
     """Refuse a file that cannot be written, before the work that is to go into it.
+
+    Args:
+        option: that named it.
 
     Raises:
         ConfigError: it is a folder, or there is none for it, or that may not be written.
     """
     if out.is_dir():
-        raise ConfigError(f"{out}: is a folder; --out takes a file here")
+        raise ConfigError(f"{out}: is a folder; {option} takes a file here")
     if not out.parent.is_dir():
         raise ConfigError(f"{out}: there is no folder {out.parent}")
     if not os.access(out.parent, os.W_OK):
-        raise ConfigError(f"{out}: may not be written in {out.parent}; give another --out")
+        raise ConfigError(f"{out}: may not be written in {out.parent}; give another {option}")
 
 
 def our_plan(out: Path) -> dict[str, Any] | None:
@@ -81,6 +85,8 @@ def clear_folder(out: Path) -> None:
     document = our_plan(out)
     if document is not None:
         endings = "|".join(re.escape(ending) for ending in SHARD_ENDINGS)
+        plans = [path for path in out.iterdir() if PLAN_FILE.fullmatch(path.name)]
+        plans.sort(key=lambda path: path.stem)
         ours = re.compile(
             rf"{re.escape(document['name'])}(-[0-9A-Za-z_]+)?-\d{{6}}\.(json|{endings})"
         )
@@ -88,6 +94,8 @@ def clear_folder(out: Path) -> None:
         receipts = [path for path in shards if path.suffix == ".json"]
         remove([out / DATASET, *(out / table for table in TABLES)])
         remove(receipts + [path for path in shards if path not in receipts])
-        remove([out / "plan.json"])
+        # The last generation first: those before it are a whole plan without it.
+        remove([path for path in reversed(plans) if path.suffix == ".json"])
+        remove([path for path in plans if path.suffix != ".json"])
     remove([out / "plan.parquet"])
     remove_private(out)

@@ -4,17 +4,23 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from spacepatch.bounds import LowerBound, bound_packs
+from spacepatch.listings import key_of
 from spacepatch.packers import ALL_PACKERS, NEEDS_SCIPY
-from spacepatch.packing import count_packs
+from spacepatch.packing import count_packs, lower_bound
 from spacepatch.pipeline.encoded import encoder_of_receipt
-from spacepatch.pipeline.placement import Lengths, Placement
-from spacepatch.pipeline.planfile import Plan
-from spacepatch.pipeline.planning import clip_bytes
+from spacepatch.pipeline.placement import Placement
+from spacepatch.pipeline.plan import Plan, PlannedTask
+from spacepatch.pipeline.planfile import StoredPlan
+from spacepatch.pipeline.runs import lengths_of_rows, pixel_bytes
+from spacepatch.pipeline.sourcesurvey import SourceSurvey
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 LOW_FILL = 0.95
 """Fill below which a plan warns."""
@@ -28,35 +34,51 @@ SEGMENT_OVERHEAD = 1200
 """Bytes a segment adds to pack.json and the table, about."""
 
 
-def forecast(plan: Plan, *, thorough: bool = False) -> dict[str, Any]:
-    """The figures of `spacepatch plan`, from integers alone.
+MOST_LISTED = 10_000
+"""Sources that a forecast lists one by one."""
+
+
+def forecast(plan: StoredPlan, *, thorough: bool = False) -> dict[str, Any]:
+    """The figures of `spacepatch plan`, from integers alone; one task at a time is in memory.
 
     Args:
         thorough: prove the best lower bound there is, however long it takes.
 
     Returns:
-        JSON-able: `sources` (a list), `totals` (with the plain `lower_bound`, tokens / pack
-        length, and `scanned`, see `Plan.num_scanned`), `lower_bound` (the best one, see
-        `LowerBound`), `packers` (those that are quick, and the chosen one), `better_pack_lengths`,
-        `warnings`, `duplicates`, `encoder` (None: pixels), `token_dtype`, `pixel_tubelet` (of
-        `also pixels`).
+        JSON-able: `sources` (a list; None where there are more than `MOST_LISTED`), `totals` (with
+        the plain `lower_bound`, tokens / pack length, and `scanned`, see `StoredPlan.num_scanned`),
+        `lower_bound` (the best one, see `LowerBound`), `packers` (those that are quick, and the
+        chosen one), `better_pack_lengths`, `warnings`, `duplicates`, `encoder` (None: pixels),
+        `token_dtype`, `pixel_tubelet` (of `also pixels`).
     """
-    length = plan.layout.pack_length
-    tokens = plan.num_tokens
-    packers: dict[str, dict[str, Any]] = {}
-    chosen = "cut-to-fit" if plan.placement.cut_to_fit else plan.placement.packer
+    head = plan.head
+    chosen = "cut-to-fit" if head.placement.cut_to_fit else head.placement.packer
     names = [name for name in ALL_PACKERS if name not in NEEDS_SCIPY or name == chosen]
-    names += ["cut-to-fit"] if _can_cut(plan) else []
-    lengths = [Lengths.of(task.clips, plan.layout) for task in plan.tasks]
-    for name in names:
-        placement = _placement(plan, name)
-        packs = sum(sum(placement.count(own).values()) for own in lengths)
-        packers[name] = {"packs": packs, "fill": _fill(tokens, packs, length)}
-    packs = packers[chosen]["packs"]
-    fill = packers[chosen]["fill"]
+    names += ["cut-to-fit"] if _can_cut(head) else []
+    figures = _Figures(head, {name: _placement(head, name) for name in names})
+    survey = SourceSurvey(is_listed=plan.num_sources <= MOST_LISTED)
+    for task in plan.tasks:
+        rows = plan.rows(task)
+        figures.add(rows, plan, task)
+        survey.add(rows)
+    losses: Counter[str] = Counter()
+    for row in plan.loss_rows():
+        losses[row["reason"]] += 1
+        survey.add_loss(row)
+
+    length, tokens = head.layout.pack_length, plan.num_tokens
+    packers = {
+        name: {"packs": packs, "fill": _fill(tokens, packs, length)}
+        for name, packs in figures.packs.items()
+    }
+    packs = figures.packs[chosen]
+    fill = _fill(tokens, packs, length)
+    better = _better_lengths(head, survey.spans)
+    bound = sum(
+        lower_bound(sum(size * count for size, count in sizes.items()), pack_length=length)
+        for sizes in figures.histograms.values()
+    )
     warnings = []
-    better = _better_lengths(plan)
-    bound = plan.placement.lower_bound(_all_lengths(plan))
     if packs > bound and fill < LOW_FILL:
         advice = []
         if packers.get("cut-to-fit", packers[chosen])["packs"] < packs:
@@ -67,43 +89,67 @@ def forecast(plan: Plan, *, thorough: bool = False) -> dict[str, Any]:
         hint = f": {' and '.join(advice)}" if advice else ""
         warnings.append(f"fill is {fill:.1%}, below {LOW_FILL:.0%}{hint}")
     return {
-        "sources": _source_rows(plan),
+        "sources": survey.rows(),
         "totals": {
-            "sources": len(plan.sources),
-            "ignored": plan.num_ignored,
+            "sources": plan.num_sources,
+            "ignored": head.num_ignored,
             "scanned": plan.num_scanned,
             "clips": plan.num_clips,
-            "frames": sum(len(clip.frame_pts) for task in plan.tasks for clip in task.clips),
-            "seconds": sum(entry.duration_seconds for entry in plan.sources),
+            "frames": sum(task.num_frames for task in plan.tasks),
+            "seconds": survey.seconds,
             "tokens": tokens,
-            "is_bound": plan.is_bound,
+            "is_bound": head.is_bound,
             "packer": chosen,
             "pack_length": length,
             "packs": packs,
             "lower_bound": bound,
             "fill": fill,
             "shards": len(plan.tasks),
-            "bytes": _token_bytes(plan) + packs * PACK_OVERHEAD + plan.num_clips * SEGMENT_OVERHEAD,
-            "losses": dict(sorted(Counter(loss.reason for loss in plan.losses).items())),
+            "bytes": figures.num_bytes + packs * PACK_OVERHEAD + plan.num_clips * SEGMENT_OVERHEAD,
+            "losses": dict(sorted(losses.items())),
         },
-        "lower_bound": _bound(plan, packs, bound, thorough=thorough).to_json(),
+        "lower_bound": _bound(head, figures, packs, bound, thorough=thorough).to_json(),
         "packers": packers,
         "better_pack_lengths": better,
-        "duplicates": _duplicates(plan),
+        "duplicates": _duplicates(plan, survey),
         "warnings": warnings,
-        "encoder": None if plan.encoder is None else encoder_of_receipt(plan.encoder),
-        "token_dtype": plan.layout.token_dtype,
-        "pixel_tubelet": plan.layout.pixel_tubelet,
+        "encoder": None if head.encoder is None else encoder_of_receipt(head.encoder),
+        "token_dtype": head.layout.token_dtype,
+        "pixel_tubelet": head.layout.pixel_tubelet,
     }
 
 
-def _bound(plan: Plan, packs: int, plain: int, *, thorough: bool) -> LowerBound:
+class _Figures:
+    """What the tasks come to, for each packer."""
+
+    def __init__(self, head: Plan, placements: dict[str, Placement]) -> None:
+        self._layout, self._placements = head.layout, placements
+        self.packs: Counter[str] = Counter(dict.fromkeys(placements, 0))
+        self.histograms: dict[int, Counter[int]] = defaultdict(Counter)
+        """By width, how many clips there are of each number of tokens."""
+        self.num_bytes = 0
+        """Of tokens, with those of pixels beside them."""
+
+    def add(self, rows: pa.Table, plan: StoredPlan, task: PlannedTask) -> None:
+        lengths = lengths_of_rows(rows, self._layout)
+        for name, placement in self._placements.items():
+            self.packs[name] += sum(placement.count(lengths).values())
+        for width, sizes in lengths.histograms().items():
+            self.histograms[width].update(sizes)
+            tokens = sum(size * count for size, count in sizes.items())
+            self.num_bytes += tokens * self._layout.token_bytes(width)
+        if self._layout.pixel_tubelet is not None:
+            clips = plan.part(task).tasks[0].clips
+            self.num_bytes += sum(pixel_bytes(clip, self._layout) for clip in clips)
+
+
+def _bound(head: Plan, figures: _Figures, packs: int, plain: int, *, thorough: bool) -> LowerBound:
     """Of the packs of whole segments; of what may be cut, or kept in part, by their tokens."""
-    placement = plan.placement
-    if placement.cut_to_fit or plan.is_bound:
+    placement = head.placement
+    if placement.cut_to_fit or head.is_bound:
         return LowerBound(plain, "tokens")
     return bound_packs(
-        _all_lengths(plan).histograms(),
+        {width: dict(sizes) for width, sizes in sorted(figures.histograms.items(), reverse=True)},
         pack_length=placement.pack_length,
         max_segments=placement.max_segments,
         packs=packs,
@@ -111,43 +157,34 @@ def _bound(plan: Plan, packs: int, plain: int, *, thorough: bool) -> LowerBound:
     )
 
 
-def _can_cut(plan: Plan) -> bool:
+def _can_cut(head: Plan) -> bool:
     """Whether cut_to_fit is possible: dropping leaves no whole rows to cut between, pixels beside
     the tokens are not cut with them, and a first latent of one frame is at the start alone."""
-    begins_alone = plan.encoder is not None and plan.encoder.lattice.rule.first
-    is_alone = plan.layout.pixel_tubelet is None
-    return plan.settings["drop"] is None and is_alone and not begins_alone
+    begins_alone = head.encoder is not None and head.encoder.lattice.rule.first
+    is_alone = head.layout.pixel_tubelet is None
+    return head.settings["drop"] is None and is_alone and not begins_alone
 
 
-def _placement(plan: Plan, name: str) -> Placement:
+def _placement(head: Plan, name: str) -> Placement:
     if name == "cut-to-fit":
         packer = "best-fit-decreasing"
-        return replace(plan.placement, cut_to_fit=True, packer=packer, window=None, balance=None)
-    window = plan.placement.window if name == "first-fit" else None
-    return replace(plan.placement, cut_to_fit=False, packer=name, window=window)
-
-
-def _all_lengths(plan: Plan) -> Lengths:
-    return Lengths.of([clip for task in plan.tasks for clip in task.clips], plan.layout)
-
-
-def _token_bytes(plan: Plan) -> int:
-    return sum(clip_bytes(clip, plan.layout) for task in plan.tasks for clip in task.clips)
+        return replace(head.placement, cut_to_fit=True, packer=packer, window=None, balance=None)
+    window = head.placement.window if name == "first-fit" else None
+    return replace(head.placement, cut_to_fit=False, packer=name, window=window)
 
 
 def _fill(tokens: int, packs: int, length: int) -> float:
     return tokens / (packs * length) if packs else 0.0
 
 
-def _better_lengths(plan: Plan) -> list[dict[str, Any]]:
+def _better_lengths(head: Plan, spans: Counter[tuple[int, int]]) -> list[dict[str, Any]]:
     """The three pack lengths near the one asked for that fill best, if any is better."""
-    asked = plan.settings
+    asked = head.settings
     if asked["drop"] or asked["clip_seconds"] or asked["views"] != "1" or "," in asked["patch"]:
         return []  # what could be cut elsewhere is then not one stretch of video after the other
-    if plan.encoder is not None and plan.encoder.lattice.rule.first:
+    if head.encoder is not None and head.encoder.lattice.rule.first:
         return []  # each piece has a first latent of one frame: rows do not add up
-    spans = Counter(_spans(plan))
-    length = plan.layout.pack_length
+    length = head.layout.pack_length
     if not spans:
         return []
     low, high = max(1, int(length * (1 - NEAR))), int(length * (1 + NEAR))
@@ -158,35 +195,15 @@ def _better_lengths(plan: Plan) -> list[dict[str, Any]]:
     found = [
         {"pack_length": int(value), "packs": packs, "fill": fill}
         for value in candidates
-        if (result := _fill_at(spans, int(value), plan.placement.max_segments)) is not None
+        if (result := fill_at(spans, int(value), head.placement.max_segments)) is not None
         for packs, fill in [result]
     ]
-    here = _fill_at(spans, length, plan.placement.max_segments)
+    here = fill_at(spans, length, head.placement.max_segments)
     found = [entry for entry in found if here is None or entry["fill"] > here[1]]
     return sorted(found, key=lambda entry: (-entry["fill"], entry["pack_length"]))[:3]
 
 
-def _spans(plan: Plan) -> list[tuple[int, int]]:
-    """(rows, tokens a row) of each stretch of video before it was cut to fit the pack length."""
-    by_source = defaultdict(list)
-    for task in plan.tasks:
-        for clip in task.clips:
-            by_source[clip.source].append(clip)
-    spans = []
-    for clips in by_source.values():
-        clips.sort(key=lambda clip: clip.clip)
-        rows, before = 0, None
-        for clip in clips:
-            if before is not None and before.stop_pts != clip.start_pts:
-                spans.append((rows, before.cells))
-                rows = 0
-            rows, before = rows + clip.grid_thw[0], clip
-        if before is not None:
-            spans.append((rows, before.cells))
-    return spans
-
-
-def _fill_at(
+def fill_at(
     spans: Counter[tuple[int, int]], length: int, max_segments: int | None
 ) -> tuple[int, float] | None:
     """(packs, fill) of best-fit-decreasing at another pack length; None where a row exceeds it."""
@@ -203,58 +220,14 @@ def _fill_at(
     return packs, _fill(tokens, packs, length)
 
 
-def _duplicates(plan: Plan) -> list[list[str]]:
+def _duplicates(plan: StoredPlan, survey: SourceSurvey) -> list[list[str]]:
     """Names of sources with the same content: they stay, but should be known."""
-    groups = defaultdict(list)
-    for entry in plan.sources:
-        if entry.content_id:
-            groups[entry.content_id].append(entry.source.name)
-    return [names for names in groups.values() if len(names) > 1]
-
-
-def _source_rows(plan: Plan) -> list[dict[str, Any]]:
-    frames: Counter[int] = Counter()
-    tokens: Counter[int] = Counter()
-    clips: Counter[int] = Counter()
-    sizes: dict[int, tuple[int, int]] = {}
-    rates: dict[int, float | None] = {}
-    for task in plan.tasks:
-        for clip in task.clips:
-            frames[clip.source] += len(clip.frame_pts)
-            tokens[clip.source] += clip.num_kept
-            clips[clip.source] += 1
-            sizes[clip.source] = clip.size
-            rates[clip.source] = None if clip.sampled_fps is None else float(clip.sampled_fps)
-    losses = defaultdict(list)
-    for loss in plan.losses:
-        losses[loss.source_id].append({"reason": loss.reason, "message": loss.message})
-    rows = []
-    order = sorted(
-        range(len(plan.sources)),
-        key=lambda row: (
-            plan.sources[row].source.source_root,
-            plan.sources[row].source.name.encode(),
-        ),
-    )
-    for row in order:
-        entry = plan.sources[row]
-        info = entry.info
-        rows.append(
-            {
-                "source": entry.source.name,
-                "split": entry.source.split,
-                "display_size": list(info.display_size) if info else None,
-                "size": list(sizes[row]) if row in sizes else None,
-                "seconds": entry.duration_seconds,
-                "source_fps": entry.num_frames / entry.duration_seconds
-                if entry.duration_seconds
-                else None,
-                "sampled_fps": rates.get(row),
-                "source_frames": entry.num_frames,
-                "frames": frames[row],
-                "clips": clips[row],
-                "tokens": tokens[row],
-                "losses": losses[entry.source.source_id],
-            }
-        )
-    return rows
+    repeated = survey.repeated()
+    groups: dict[str, dict[str, str]] = defaultdict(dict)
+    for rows in plan.tables(["content_id", "source_id", "source"]) if repeated else ():
+        for row in rows.to_pylist():
+            if row["source_id"] in plan.identities.superseded:
+                continue  # it is the same source as the one that followed it
+            if row["content_id"] and key_of(row["content_id"]) in repeated:
+                groups[row["content_id"]][row["source_id"]] = row["source"]
+    return sorted(sorted(names.values()) for names in groups.values() if len(names) > 1)

@@ -17,7 +17,7 @@ from spacepatch.latentwriter import LatentWriter
 from spacepatch.pipeline.choosing import clips_of, view_rules_of
 from spacepatch.pipeline.encoders import Encoded, encoder_settings, settle
 from spacepatch.pipeline.job_settings import token_settings
-from spacepatch.pipeline.planning import layout_of
+from spacepatch.pipeline.planhead import largest_side, layout_of
 from spacepatch.tubelets import cells_of_rows
 
 
@@ -79,7 +79,7 @@ def tokenize_frames(
     )
     if not clips:
         raise SpacepatchError(f"nothing is left: {losses[0].reason}: {losses[0].message}")
-    layout = layout_of(config, clips, encoded.facts)
+    layout = layout_of(config, largest_side(clips), encoded.facts)
     settings = token_settings(
         config.effective(),
         token_dtype=layout.token_dtype,

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from spacepatch.data import Task
 from spacepatch.environment import environment
 from spacepatch.errors import ResumeError, ShardError, UnfinishedError
 from spacepatch.pipeline.finishing import RunSummary, finish_run
 from spacepatch.pipeline.folder import our_plan
-from spacepatch.pipeline.planfile import Plan, read_plan
+from spacepatch.pipeline.plan import PlannedTask
+from spacepatch.pipeline.planfile import StoredPlan, open_plan
 from spacepatch.pipeline.running import pending_tasks
 from spacepatch.shards import shard_stem
 from spacepatch.storage import lock, open_folder, sweep_temporary
@@ -31,17 +31,17 @@ def join_ranks(folder: str | Path, *, world_size: int | None = None) -> RunSumma
     """
     folder = open_folder(folder, writes=True)
     if our_plan(folder) is None:
-        raise ShardError(f"{folder}: has no plan.json of spacepatch: not an output folder")
+        raise ShardError(f"{folder}: has no plan.json of spacepatch: give the --out of its ranks")
     with lock(folder):
         sweep_temporary(folder)
-        plan = read_plan(folder, {})
+        plan = open_plan(folder)
         _check_versions(folder, plan)
         if missing := pending_tasks(folder, plan):
             raise _unfinished(folder, plan, missing, world_size)
         return finish_run(folder, plan)
 
 
-def _check_versions(folder: Path, plan: Plan) -> None:
+def _check_versions(folder: Path, plan: StoredPlan) -> None:
     """Of what writes the merged tables: with others they would have other bytes."""
     now = environment()
     differences = [
@@ -56,7 +56,7 @@ def _check_versions(folder: Path, plan: Plan) -> None:
 
 
 def _unfinished(
-    folder: Path, plan: Plan, missing: list[Task], world_size: int | None
+    folder: Path, plan: StoredPlan, missing: list[PlannedTask], world_size: int | None
 ) -> UnfinishedError:
     documents: list[dict[str, Any]] = []
     for task in missing:

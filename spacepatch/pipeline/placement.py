@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from typing import NamedTuple
@@ -61,6 +61,10 @@ class Lengths:
             found[width] = dict(zip(distinct.tolist(), counts.tolist(), strict=True))
         return found
 
+    def units(self, divisors: np.ndarray) -> dict[int, int]:
+        """By width, the largest number that divides all of ``(n,)`` `divisors` of that width."""
+        return {width: int(np.gcd.reduce(divisors[own])) for width, own in self.by_width()}
+
     def by_width(self) -> list[tuple[int, np.ndarray]]:
         """(width, items of that width), the widest first."""
         if (self.widths == self.widths[:1]).all():
@@ -100,18 +104,18 @@ class Placement:
             config.balance,
         )
 
-    def check(self, lengths: Lengths, divisors: np.ndarray) -> None:
+    def check(self, units: Mapping[int, int]) -> None:
         """Refuse what the packer cannot pack, before anything is made to be packed.
 
         Args:
-            divisors: ``(n,)`` ints: each length is a multiple of its own, whatever is lost of it.
+            units: by width, what each length is a multiple of, whatever is lost of it.
 
         Raises:
             ConfigError: nnlshp, whose matrix would be too large.
         """
-        for _, items in lengths.by_width() if self.packer == "nnlshp" else ():
+        for unit in units.values() if self.packer == "nnlshp" else ():
             check_least_squares(
-                divisors[items], pack_length=self.pack_length, max_segments=self.max_segments
+                np.array([unit]), pack_length=self.pack_length, max_segments=self.max_segments
             )
 
     def place(self, lengths: Lengths, can_cut: Callable[[int, int], bool] | None = None) -> Placed:
@@ -183,11 +187,13 @@ class Placement:
 
 
 def cut_into_tasks(
-    runs: Sequence[Lengths],
+    everything: Lengths,
+    starts: np.ndarray,
     *,
     placement: Placement,
     token_bytes: Callable[[int], int],
     capacity: int,
+    is_end: bool = True,
 ) -> list[tuple[int, int]]:
     """Cut a sequence of runs into tasks whose packs take at most `capacity` bytes.
 
@@ -195,13 +201,17 @@ def cut_into_tasks(
     the one with the best fill, so that a shard's last pack is not half empty.
 
     Args:
+        everything: the clips of all runs, one run after the other.
+        starts: (runs + 1,) int64: the first clip of each run, and where the last one ends.
         token_bytes: of a token of so many values.
         capacity: bytes of a shard; a run that has more is a task all the same.
+        is_end: whether no runs follow these; else only tasks that these would be in any case.
 
     Returns:
         [first, last) runs of each task.
     """
-    if not runs:
+    num_runs = len(starts) - 1
+    if num_runs == 0:
         return []
     # Borders are tried by the dozen. The packs of slow packers are near those of this one; those of
     # optimal are no more.
@@ -217,10 +227,6 @@ def cut_into_tasks(
         )
         return room, sum(counts.values()) == placement.lower_bound(lengths)
 
-    # A run is a slice of these: joined anew for each border that is tried, the runs of a task of
-    # many would cost more than to pack them.
-    everything = Lengths.join(runs)
-    starts = np.cumsum([0, *(run.tokens.size for run in runs)])
     widths, which = np.unique(everything.widths, return_inverse=True)
     bytes_of = np.array([token_bytes(width) for width in widths.tolist()], np.int64)
     num_bytes = np.concatenate([[0], np.cumsum(everything.tokens * bytes_of[which])])[starts]
@@ -230,8 +236,10 @@ def cut_into_tasks(
 
     tasks: list[tuple[int, int]] = []
     first = 0
-    while first < len(runs):
+    while first < num_runs:
         last = int(np.searchsorted(num_bytes, num_bytes[first] + capacity, side="right")) - 1
+        if last == num_runs and not is_end:
+            break
         last = max(last, first + 1)
 
         @cache
@@ -254,7 +262,7 @@ def cut_into_tasks(
             if room > capacity:
                 continue
             fill = content / room if room else 1.0
-            if border == len(runs) and is_least:
+            if border == num_runs and is_least:
                 best = border
                 break
             if fill > best_fill:

@@ -2,118 +2,300 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-from collections import defaultdict
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import replace
-from typing import Any
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from spacepatch.config import RunConfig, fingerprint
-from spacepatch.data import ClipSpec, EncoderFacts, Loss, Source, Task
-from spacepatch.drop import static_threshold
-from spacepatch.environment import environment
-from spacepatch.latentwriter import pixel_clip
-from spacepatch.pipeline.choosing import choose_source, source_loss
-from spacepatch.pipeline.encoders import pixel_tubelet_of
-from spacepatch.pipeline.placement import Lengths, Placement, cut_into_tasks
-from spacepatch.pipeline.planfile import Plan, PlannedSource, inputs_fingerprint
-from spacepatch.probes import Probed, ProbeJob, cut_into_batches, probe_batch, slim
+from spacepatch.data import EncoderFacts, Source
+from spacepatch.errors import ConfigError
+from spacepatch.executors.probing import probe_each
+from spacepatch.listings import Listing
+from spacepatch.pipeline.choosing import choose_source, source_loss, view_rules_of
+from spacepatch.pipeline.generations import FIRST, Addition
+from spacepatch.pipeline.parts import (
+    Part,
+    PartFiles,
+    Row,
+    clips_among,
+    cut_into_parts,
+    losses_among,
+)
+from spacepatch.pipeline.placement import Placement
+from spacepatch.pipeline.plan import Plan, PlannedSource
+from spacepatch.pipeline.planfile import StoredPlan, open_plan
+from spacepatch.pipeline.planhead import environment_of, fingerprints_of, layout_of
+from spacepatch.pipeline.planrows import clip_rows, loss_rows, rows_table
+from spacepatch.pipeline.planwriting import write_plan_rows
+from spacepatch.pipeline.runs import (
+    ShardRoom,
+    cut_runs,
+    cut_tasks,
+    lengths_of_rows,
+    pixel_bytes,
+    run_key,
+)
+from spacepatch.pipeline.sorting import KEY, in_order
+from spacepatch.probes import Probed, ProbeJob
 from spacepatch.remote import is_url
 from spacepatch.shards import Layout
-from spacepatch.sources import Listing
-from spacepatch.token_dtypes import code_dtype
-from spacepatch.tubelets import token_width
-from spacepatch.workers import Fault, WorkerPool
+from spacepatch.storage import PRIVATE, remove_folder, scratch_folder
+from spacepatch.workers import WorkerPool
 
-SMALL_TOKEN_BYTES = 64
-"""From here up an index of its own is cheap beside the token (index auto)."""
-
-RUNS_PER_SHARD = 8
-"""From this part of a shard on, a run of consecutive clips of one source ends where that is cheap,
-so that a long video spreads over several shards."""
-LONGEST_RUN = 2
-"""And at this part of a shard at the latest."""
-MOST_DECODED_AGAIN = 1 / 32
-"""Of the frames of a run: what the next one, which begins at a keyframe, may decode once more."""
-
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 Progress = Callable[[int, int], None]
 """Told (done, total) after each source."""
+
+Probe = Callable[[Iterable[ProbeJob]], Iterator[tuple[int, Probed]]]
+"""As of `Executor.probe`."""
+
+PARTS = "planning"
+"""Folder of the parts that are probed already, beside locks and logs."""
 
 
 def plan_run(
     config: RunConfig,
     listing: Listing,
     *,
-    pool: WorkerPool,
+    probe: Probe,
     on_probed: Progress,
     facts: EncoderFacts | None = None,
-) -> Plan:
+    out: Path | None = None,
+    on_note: Callable[[str], None] = lambda note: None,
+    later: Later | None = None,
+) -> StoredPlan:
     """Probe the sources, choose their clips, order them and cut them into tasks.
+
+    What is in memory is a part of the sources, and a bucket of the clips, however many there are.
 
     Args:
         facts: of the encoder, with which `config` was settled; None: pixels are cut.
+        out: where the plan is made durable, and where a later call goes on with what this one has
+            probed; None: nowhere, it is gone with what is returned.
+        later: to make a later generation of the plan in `out`, of `listing` alone.
 
     Raises:
         ConfigError: the settings fit no plan.
+        OSError: `out`, or the folder for temporary files, has no room.
     """
-    found = _probe_each(listing.sources, config, pool, on_probed)
-    return plan_probed(config, listing, found, facts=facts)
-
-
-def plan_probed(
-    config: RunConfig,
-    listing: Listing,
-    found: Iterable[tuple[int, Probed]],
-    *,
-    facts: EncoderFacts | None = None,
-) -> Plan:
-    """The rest of `plan_run`, of what was found in each row of the sources, in any order."""
-    prints = fingerprints_of(config, facts)
-    sources: list[PlannedSource] = []
-    losses: list[Loss] = [
-        source_loss(source, "list", "unreadable", "no such file") for source in listing.missing
-    ]
-    clips: list[ClipSpec] = []
-    made: dict[int, tuple[PlannedSource, list[ClipSpec], list[Loss]]] = {}
-    num_scanned = 0
-    for row, probed in found:
-        # At once, so that the frame tables of all sources are never in memory together.
-        source = listing.sources[row]
-        num_scanned += probed.scanned
-        made[row] = _plan_source(config, prints["token"], row, source, probed, facts)
-    for row in range(len(listing.sources)):
-        planned, chosen, ruled_out = made.pop(row)
-        sources.append(planned)
-        clips += chosen
-        losses += ruled_out
-    for source in listing.missing:
-        sources.append(PlannedSource(source, "", None, 0, 0.0))
-
-    layout = layout_of(config, clips, facts)
-    placement = Placement.of(config)
-    tasks = _make_tasks(config, prints["token"], sources, clips, layout, placement)
-    return Plan(
-        plan_id="",
-        name="",
-        settings=config.part("token", "layout", "selection", "seed"),
-        fingerprints=prints,
-        environment=environment_of(config),
-        layout=layout,
-        placement=placement,
-        sources=tuple(sources),
-        tasks=tuple(tasks),
-        losses=tuple(losses),
-        num_ignored=listing.num_ignored,
-        inputs=inputs_fingerprint(listing),
-        encoder=facts,
-        num_scanned=num_scanned
-        if any(_asks_header(source, config) for source in listing.sources)
-        else None,
+    keeper = _Keeper() if out is None else None
+    folder = out if keeper is None else keeper.folder
+    assert folder is not None, "one of the two"
+    planner = _Planner(config, facts, PartFiles(folder / PRIVATE / PARTS))
+    names = planner.probe(listing, probe, on_probed)
+    if planner.num_scanned:
+        on_note(
+            f"the headers of {planner.num_scanned} of {len(listing.sources)} sources do not tell "
+            "enough: their packets were read"
+        )
+    planner.write(folder, listing, names, later)
+    forget_parts(folder)
+    asked = any(_asks_header(source, config) for source in listing.sources)
+    return replace(
+        open_plan(folder, listing.find),
+        num_scanned=planner.num_scanned if asked else None,
+        keeper=keeper,
     )
+
+
+@dataclass(frozen=True, slots=True)
+class Later:
+    """What a later generation has of those before it, and of all that is listed."""
+
+    head: Plan
+    """Of the first one, with the inputs of the whole listing."""
+    addition: Addition
+
+
+class _Keeper:
+    """A temporary folder that is gone with this, or with the process."""
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="spacepatch-plan-"))
+        weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
+
+
+def forget_parts(out: Path) -> None:
+    """Remove what was kept while the plan was being made: it is whole."""
+    remove_folder(out / PRIVATE / PARTS)
+
+
+class _Planner:
+    """The way of sources into a plan, by the settings of a run."""
+
+    def __init__(self, config: RunConfig, facts: EncoderFacts | None, files: PartFiles) -> None:
+        self.config, self.facts, self.files = config, facts, files
+        self.prints = fingerprints_of(config, facts)
+        self.num_scanned = 0
+        """Sources whose packets were read although headers were asked for."""
+        self._rules = view_rules_of(config)
+        # Near enough to cut runs by, before all sizes are known.
+        self._layout = layout_of(config, 0, facts)
+
+    def probe(self, listing: Listing, probe: Probe, on_probed: Progress) -> list[str]:
+        """Probe what no former start has kept; the names of all parts, in order."""
+        total = len(listing.sources)
+        settings = fingerprint(
+            {
+                "prints": self.prints,
+                "seed": self.config.seed,
+                "probe": [self.config.stream, self.config.max_pixels, self.config.probe],
+                "shard": self.config.shard_bytes,
+            }
+        )
+        names: list[str] = []
+        waiting: dict[int, tuple[Part, int]] = {}
+        """By the place of a job, its part and its place in that."""
+        done = number = 0
+
+        def jobs() -> Iterator[ProbeJob]:
+            nonlocal done, number
+            for part in cut_into_parts(listing.sources, settings=settings):
+                names.append(part.name)
+                if self.files.has(part.name):
+                    done += len(part.sources)
+                    on_probed(done, total)
+                    continue
+                for place, source in enumerate(part.sources):
+                    waiting[number] = part, place
+                    number += 1
+                    yield probe_job(source, self.config)
+
+        on_probed(0, total)
+        for job, found in probe(jobs()):
+            part, place = waiting.pop(job)
+            # At once, so that no more than a few frame tables are in memory together.
+            part.rows[place] = list(self._rows(part.sources[place], found))
+            self.num_scanned += found.scanned
+            if part.is_whole:
+                self.files.write(part)
+            done += 1
+            on_probed(done, total)
+        return names
+
+    def _rows(self, source: Source, found: Probed) -> Iterator[Row]:
+        """What the plan says of a source that was probed: its clips, by runs, and its losses."""
+        planned = _planned(source, found)
+        if found.info is None:
+            loss = source_loss(source, "probe", found.reason, found.message)
+            yield from loss_rows(planned, [loss])
+            return
+        token = self.prints["token"]
+        clips, losses = choose_source(
+            self.config, token, 0, source, found.info, self.facts, self._rules
+        )
+        planned = replace(planned, num_selected=sum(len(clip.frame_pts) for clip in clips))
+        for run in cut_runs(clips, self.config, self._layout, decodes=True):
+            key = run_key(self.config, token, source, run)
+            for clip, row in zip(run, clip_rows(planned, run), strict=True):
+                yield row | {KEY: key, "pixel_bytes": pixel_bytes(clip, self._layout)}
+        yield from loss_rows(planned, losses)
+
+    def write(
+        self, folder: Path, listing: Listing, names: Sequence[str], later: Later | None
+    ) -> None:
+        """Order what was found, cut it into tasks and make that durable."""
+        survey = _Survey(self._layout, drops=self.config.drop is not None)
+        for name in names:
+            survey.add(name, self.files.read(name, _Survey.COLUMNS))
+        layout = layout_of(self.config, survey.largest, self.facts)
+        if later is not None:
+            layout = _layout_of_first(later.head.layout, layout, survey)
+        placement = Placement.of(self.config)
+        placement.check(survey.units)
+        room = ShardRoom.of(
+            self.config, layout, pixels=survey.pixel_bytes, num_tokens=survey.num_tokens
+        )
+        head = Plan(
+            plan_id="",
+            name="",
+            settings=self.config.part("token", "layout", "selection", "seed"),
+            fingerprints=self.prints,
+            environment=environment_of(self.config),
+            layout=layout,
+            placement=placement,
+            num_ignored=listing.num_ignored,
+            inputs=listing.inputs(),
+            encoder=self.facts,
+        )
+        if later is not None:
+            head = later.head
+        clips = (rows for name in names if len(rows := clips_among(self.files.read(name))))
+        write_plan_rows(
+            folder,
+            head,
+            cut_tasks(in_order(clips, scratch_folder(folder)), room, placement),
+            self._losses(listing, survey.lossy),
+            num_sources=len(listing),
+            addition=FIRST if later is None else later.addition,
+        )
+
+    def _losses(self, listing: Listing, lossy: Iterable[str]) -> Iterator[pa.Table]:
+        for source in listing.missing:
+            loss = source_loss(source, "list", "unreadable", "no such file")
+            yield rows_table(loss_rows(PlannedSource(source, "", None, 0, 0.0), [loss]))
+        for name in lossy:
+            yield losses_among(self.files.read(name))
+
+
+def _layout_of_first(first: Layout, own: Layout, survey: _Survey) -> Layout:
+    """The layout of a later generation: that of the first one, if its positions fit."""
+    if first.position_dtype == "int16" and own.position_dtype != "int16":
+        raise ConfigError(
+            f"{survey.largest_of}: {survey.largest:,} cells along an axis need positions of "
+            f"{own.position_dtype}, this dataset has {first.position_dtype}; leave it out, or give "
+            "another --out"
+        )
+    return first
+
+
+class _Survey:
+    """What of all clips has to be known before they are cut into tasks."""
+
+    COLUMNS = tuple("source reason grid_thw tubelet_size patch_size num_kept pixel_bytes".split())
+
+    def __init__(self, layout: Layout, *, drops: bool) -> None:
+        self._layout, self._drops = layout, drops
+        self.largest = 0
+        """The most cells along an axis of any grid."""
+        self.largest_of = ""
+        """A source that has them."""
+        self.num_tokens = self.pixel_bytes = 0
+        self.units: dict[int, int] = {}
+        """By width, what the kept tokens of each are a multiple of, whatever is lost."""
+        self.lossy: list[str] = []
+        """Names of parts that have losses."""
+
+    def add(self, name: str, rows: pa.Table) -> None:
+        import pyarrow.compute as pc
+
+        clips = clips_among(rows)
+        if len(clips) < len(rows):
+            self.lossy.append(name)
+        if not len(clips):
+            return
+        grids = np.asarray(pc.list_flatten(clips["grid_thw"]))
+        place = int(grids.argmax())
+        if grids[place] > self.largest:
+            self.largest = int(grids[place])
+            self.largest_of = clips["source"][place // 3].as_py()
+        self.num_tokens += pc.sum(clips["num_kept"]).as_py()
+        self.pixel_bytes += pc.sum(clips["pixel_bytes"]).as_py()
+        lengths = lengths_of_rows(clips, self._layout)
+        # Losses take whole grid rows; dropping leaves any number of tokens of a row.
+        divisors = np.ones(len(clips), np.int64) if self._drops else lengths.cells
+        for width, unit in lengths.units(divisors).items():
+            self.units[width] = math.gcd(self.units.get(width, 0), unit)
 
 
 def probe_sources(
@@ -123,32 +305,19 @@ def probe_sources(
     on_probed: Progress = lambda done, total: None,
 ) -> list[Probed]:
     """Probe side by side, in killable workers; results in the order of `sources`."""
-    found = dict(_probe_each(sources, config, pool, on_probed))
+    found = dict(_probe_each(sources, config, partial(probe_each, pool=pool), on_probed))
     return [found[row] for row in range(len(sources))]
 
 
 def _probe_each(
-    sources: Sequence[Source], config: RunConfig, pool: WorkerPool, on_probed: Progress
+    sources: Sequence[Source], config: RunConfig, probe: Probe, on_probed: Progress
 ) -> Iterator[tuple[int, Probed]]:
     """(row, result) of each source, in the order that they end in."""
-    jobs = [probe_job(source, config) for source in sources]
-    on_probed(0, len(jobs))
-    done = 0
-    batches = list(cut_into_batches(jobs, workers=pool.workers))
-    while batches:
-        alone: list[list[int]] = []
-        asked = ((rows, [jobs[row] for row in rows]) for rows in batches)
-        for rows, outcome in pool.map(probe_batch, asked):
-            if isinstance(outcome, Fault) and len(rows) > 1:
-                # One of them crashed or hangs: each goes by itself, so that it costs no other.
-                alone += [[row] for row in rows]
-                continue
-            if isinstance(outcome, Fault):
-                outcome = [Probed("", None, outcome.reason, outcome.message)]
-            done += len(rows)
-            yield from zip(rows, outcome, strict=True)
-            on_probed(done, len(jobs))
-        batches = alone
+    on_probed(0, len(sources))
+    jobs = (probe_job(source, config) for source in sources)
+    for done, found in enumerate(probe(jobs), 1):
+        yield found
+        on_probed(done, len(sources))
 
 
 def probe_job(source: Source, config: RunConfig) -> ProbeJob:
@@ -162,230 +331,16 @@ def probe_job(source: Source, config: RunConfig) -> ProbeJob:
     )
 
 
-def _asks_header(source: Source, config: RunConfig) -> bool:
-    """Whether its header alone is to be read: skip-video decodes all in any case."""
-    word = config.probe or ("header" if is_url(source.uri) else "packets")
-    return word == "header" and config.on_error != "skip-video"
-
-
-def _plan_source(
-    config: RunConfig,
-    token_fingerprint: str,
-    row: int,
-    source: Source,
-    found: Probed,
-    facts: EncoderFacts | None,
-) -> tuple[PlannedSource, list[ClipSpec], list[Loss]]:
-    planned = _planned(source, found)
-    if found.info is None:
-        return planned, [], [source_loss(source, "probe", found.reason, found.message)]
-    return planned, *choose_source(config, token_fingerprint, row, source, found.info, facts)
-
-
 def _planned(source: Source, found: Probed) -> PlannedSource:
     if found.info is None:
         return PlannedSource(source, found.content_id, None, 0, 0.0)
     info = found.info
     ticks = 0 if info.still else info.stop_pts - int(info.frame_pts[0])
-    return PlannedSource(
-        source, found.content_id, slim(info), len(info.frame_pts), float(ticks * info.time_base)
-    )
+    seconds = float(ticks * info.time_base)
+    return PlannedSource(source, found.content_id, info, len(info.frame_pts), seconds)
 
 
-def layout_of(
-    config: RunConfig, clips: Sequence[ClipSpec], facts: EncoderFacts | None = None
-) -> Layout:
-    """What every pack of this run has in common."""
-    channels = config.channels if facts is None else facts.channels
-    dtype = "uint8"
-    if facts is not None:
-        size = facts.codebook_size
-        dtype = config.latent_dtype if size is None else code_dtype(size)
-    widths = tuple(
-        token_width(tubelet_size, (height, width), channels, config.halo)
-        for tubelet_size, height, width in config.patches
-    )
-    largest = max((max(clip.grid_thw) for clip in clips), default=0)
-    layout = Layout(
-        pack_length=config.pack_length,
-        token_dtype=dtype,
-        token_widths=tuple(sorted(set(widths), reverse=True)),
-        index=config.index,
-        position_dtype="int16" if largest < 2**15 else "int32",
-        order=config.order,
-        channels=channels,
-        halo=config.halo,
-        run_lengths=static_threshold(config.drop) is not None,
-        visible=config.store_mask,
-        pixel_tubelet=pixel_tubelet_of(config, facts),
-    )
-    if layout.index != "auto":
-        return layout
-    index = "full" if layout.content_bytes(min(widths)) >= SMALL_TOKEN_BYTES else "compact"
-    return replace(layout, index=index)
-
-
-def fingerprints_of(config: RunConfig, facts: EncoderFacts | None = None) -> dict[str, str]:
-    """What makes the tokens, what lays them out, and with which libraries."""
-    return {
-        **content_fingerprints(config.part("token"), config.part("layout"), facts),
-        "environment": fingerprint(environment_of(config)),
-    }
-
-
-def content_fingerprints(
-    token: dict[str, Any], layout: dict[str, Any], facts: EncoderFacts | None
-) -> dict[str, str]:
-    """The fingerprints `token` and `layout`, of the settings that are parts of them."""
-    layout = {"store": "tokens", **layout}
-    if facts is not None:
-        # Whatever its file or folder is called; its constants say how tokens are to be read.
-        token = token | {"encoder": facts.identity}
-        layout["constants"] = facts.constants
-    return {"token": fingerprint(token), "layout": fingerprint(layout)}
-
-
-def environment_of(config: RunConfig) -> dict[str, str]:
-    """`environment` of the libraries that these settings use."""
-    kind = (config.encoder or "").partition(":")[0]
-    return environment(config.resampler, config.decoder, kind, config.packer)
-
-
-# --- order and tasks ---------------------------------------------------------------------------
-
-
-def _make_tasks(
-    config: RunConfig,
-    token_fingerprint: str,
-    sources: Sequence[PlannedSource],
-    clips: Sequence[ClipSpec],
-    layout: Layout,
-    placement: Placement,
-) -> list[Task]:
-    """Tasks of runs in a seeded order, by their planned lengths."""
-    lengths = Lengths.of(clips, layout)
-    # Losses take whole grid rows; dropping leaves any number of tokens of a row.
-    rows = lengths.cells if config.drop is None else np.ones(len(clips), np.int64)
-    placement.check(lengths, rows)
-
-    def order(run: Sequence[ClipSpec]) -> tuple[str, bytes]:
-        source = sources[run[0].source].source
-        content = f"{config.seed}\0{token_fingerprint}\0{source.source_id}\0{run[0].clip}"
-        return source.split, hashlib.blake2b(content.encode(), digest_size=16).digest()
-
-    runs = sorted(cut_runs(clips, config, layout, decodes=True), key=order)
-    return make_tasks(
-        runs,
-        config,
-        sources,
-        layout,
-        placement,
-        lengths_of=lambda run: Lengths.of(run, layout),
-    )
-
-
-def cut_runs(
-    clips: Sequence[ClipSpec], config: RunConfig, layout: Layout, *, decodes: bool
-) -> list[list[ClipSpec]]:
-    """Consecutive clips of one source, of which several make a shard.
-
-    Args:
-        decodes: whether frames are to be decoded for them, so that not every border is cheap.
-    """
-    pack_bytes, capacity = _shard_room(clips, config, layout)
-    least, most = (max(pack_bytes, capacity // part) for part in (RUNS_PER_SHARD, LONGEST_RUN))
-    return list(_runs(clips, least, most if decodes else least, layout))
-
-
-def make_tasks(
-    runs: Sequence[Sequence[ClipSpec]],
-    config: RunConfig,
-    sources: Sequence[PlannedSource],
-    layout: Layout,
-    placement: Placement,
-    *,
-    lengths_of: Callable[[Sequence[ClipSpec]], Lengths],
-) -> list[Task]:
-    """Cut runs, in this order, into tasks of one split each, whose packs come out nearly full.
-
-    Args:
-        lengths_of: of the segments of a run: those that are planned, or those that there are.
-    """
-    clips = [clip for run in runs for clip in run]
-    beside = _pixel_bytes_a_token(clips, layout)
-    _, capacity = _shard_room(clips, config, layout)
-    tasks: list[Task] = []
-    by_split: dict[str, list[Sequence[ClipSpec]]] = defaultdict(list)
-    for run in runs:
-        by_split[sources[run[0].source].source.split].append(run)
-    for split, own in by_split.items():
-        borders = cut_into_tasks(
-            [lengths_of(run) for run in own],
-            placement=placement,
-            token_bytes=lambda width: layout.token_bytes(width) + beside,
-            capacity=capacity,
-        )
-        for first, last in borders:
-            content = tuple(clip for run in own[first:last] for clip in run)
-            tasks.append(Task(len(tasks), split, "", content))
-    return tasks
-
-
-def _shard_room(clips: Sequence[ClipSpec], config: RunConfig, layout: Layout) -> tuple[int, int]:
-    """Bytes of a full pack, and of as many as a shard holds."""
-    beside = _pixel_bytes_a_token(clips, layout)
-    pack_bytes = (layout.token_bytes(max(layout.token_widths)) + beside) * layout.pack_length
-    return pack_bytes, max(1, config.shard_bytes // pack_bytes) * pack_bytes
-
-
-def _pixel_bytes_a_token(clips: Sequence[ClipSpec], layout: Layout) -> int:
-    """Bytes of the pixel tokens beside a token, on average: a pack has no other share of them."""
-    num_tokens = sum(clip.num_kept for clip in clips)
-    if layout.pixel_tubelet is None or not num_tokens:
-        return 0
-    return math.ceil(sum(pixel_bytes(clip, layout) for clip in clips) / num_tokens)
-
-
-def clip_bytes(clip: ClipSpec, layout: Layout) -> int:
-    """Bytes that a clip takes in a shard."""
-    own = clip.num_kept * layout.token_bytes(layout.width_of(clip))
-    return own + pixel_bytes(clip, layout)
-
-
-def pixel_bytes(clip: ClipSpec, layout: Layout) -> int:
-    """Bytes of its pixel tokens, where there are such beside those of an encoder."""
-    if layout.pixel_tubelet is None:
-        return 0
-    return pixel_clip(clip, layout.pixel_tubelet).num_kept * layout.pixel_width
-
-
-def _runs(
-    clips: Sequence[ClipSpec], least_bytes: int, most_bytes: int, layout: Layout
-) -> Iterator[list[ClipSpec]]:
-    """Consecutive clips of one source, cut beyond `least_bytes` where little has to be decoded
-    twice for it, and at `most_bytes` (unless one clip has more) in any case."""
-    run: list[ClipSpec] = []
-    num_bytes = last = 0
-    for clip in clips:
-        own = clip_bytes(clip, layout)
-        if run and (
-            clip.source != run[0].source
-            or num_bytes + own > most_bytes
-            or (
-                num_bytes + own > least_bytes
-                and _is_cheap(int(run[0].frame_indices[0]), last, clip)
-            )
-        ):
-            yield run
-            run, num_bytes, last = [], 0, 0
-        run.append(clip)
-        num_bytes += own
-        last = max(last, int(clip.frame_indices[-1]))
-    if run:
-        yield run
-
-
-def _is_cheap(first: int, last: int, clip: ClipSpec) -> bool:
-    """Whether a run of the frames [first, last] may end before `clip`."""
-    key = int(clip.keyframes[0, 0]) if len(clip.keyframes) else 0
-    return last + 1 - key <= MOST_DECODED_AGAIN * (last + 1 - first)
+def _asks_header(source: Source, config: RunConfig) -> bool:
+    """Whether its header alone is to be read: skip-video decodes all in any case."""
+    word = config.probe or ("header" if is_url(source.uri) else "packets")
+    return word == "header" and config.on_error != "skip-video"

@@ -10,7 +10,7 @@ from typing import Any
 from spacepatch.balancing import Spread
 from spacepatch.data import Task
 from spacepatch.pipeline.encoded import channel_sums, encoder_of_receipt, pixel_counts
-from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.plan import Plan
 from spacepatch.shards import (
     SHARD_ENDINGS,
     SegmentContent,

@@ -20,10 +20,11 @@ from spacepatch.limits import most_open_files
 from spacepatch.packers import NEEDS_SCIPY, check_packer
 from spacepatch.pipeline.finishing import RunSummary
 from spacepatch.pipeline.placement import Lengths, Placement
-from spacepatch.pipeline.planfile import Plan
-from spacepatch.pipeline.planning import cut_runs, layout_of, make_tasks
+from spacepatch.pipeline.plan import Plan
+from spacepatch.pipeline.planhead import largest_side, layout_of
 from spacepatch.pipeline.publishing import publish_task
 from spacepatch.pipeline.rewriting import Progress, changed_plan, read_finished, rewrite
+from spacepatch.pipeline.runs import cut_runs, make_tasks
 from spacepatch.pipeline.stored import contents_of, copied
 from spacepatch.shards import (
     Layout,
@@ -234,10 +235,11 @@ def _plan(before: Plan, config: RunConfig, stored: _Stored) -> Plan:
     `--retry-lost` moves no border.
     """
     clips = [clip for task in before.tasks for clip in task.clips]
-    layout, placement = layout_of(config, clips, before.encoder), Placement.of(config)
+    layout = layout_of(config, largest_side(clips), before.encoder)
+    placement = Placement.of(config)
     planned = _planned_lengths(clips, layout)
     lengths = Lengths.join([planned, stored.lengths(before, clips)])
-    placement.check(lengths, lengths.tokens)
+    placement.check(lengths.units(lengths.tokens))
     versions = {key: value for key, value in before.environment.items() if key != "scipy"}
     if config.packer in NEEDS_SCIPY:
         versions["scipy"] = environment(packer=config.packer)["scipy"]

@@ -9,11 +9,18 @@ from pathlib import Path
 from spacepatch.config import RunConfig, fingerprint
 from spacepatch.data import Task
 from spacepatch.errors import ConfigError, ResumeError, ShardError
-from spacepatch.pipeline.finishing import RunSummary, finish_run, unfinish
+from spacepatch.pipeline.finishing import RunSummary, finish_run, listed_plans, unfinish
 from spacepatch.pipeline.folder import check_folder, clear_folder
 from spacepatch.pipeline.placement import Placement
-from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
-from spacepatch.pipeline.planning import content_fingerprints, layout_of
+from spacepatch.pipeline.plan import Plan
+from spacepatch.pipeline.planfile import (
+    StoredPlan,
+    open_plan,
+    read_plan,
+    read_plan_document,
+)
+from spacepatch.pipeline.planhead import content_fingerprints, largest_side, layout_of
+from spacepatch.pipeline.planwriting import write_plan
 from spacepatch.pipeline.running import pending_tasks
 from spacepatch.shards import DATASET
 from spacepatch.storage import lock, sweep_temporary
@@ -33,7 +40,7 @@ def read_finished(folder: Path) -> Plan:
             f"{folder}: no {DATASET}: not a dataset, or an unfinished one; "
             "run spacepatch tokenize to the end"
         )
-    return read_plan(folder, {})
+    return read_plan(folder, generations=len(listed_plans(folder)))
 
 
 def changed_plan(
@@ -53,7 +60,7 @@ def changed_plan(
         settings=config.part("token", "layout", "selection", "seed"),
         fingerprints=prints | {"environment": fingerprint(versions)},
         environment=versions,
-        layout=layout_of(config, clips, before.encoder),
+        layout=layout_of(config, largest_side(clips), before.encoder),
         placement=Placement.of(config),
         tasks=tuple(tasks),
     )
@@ -88,8 +95,9 @@ def rewrite(
         sweep_temporary(out)
         if overwrite:
             clear_folder(out)
-        plan = _write_plan(out, wanted)
-        again = {task.number for task in pending_tasks(out, plan)}
+        stored = _write_plan(out, wanted)
+        plan = stored.whole()
+        again = {task.number for task in pending_tasks(out, stored)}
         again |= {
             task.number
             for task in plan.tasks
@@ -102,10 +110,10 @@ def rewrite(
             if task.number in again:
                 write_task(plan, task)
         on_shard(len(plan.tasks), len(plan.tasks))
-        return finish_run(out, plan)
+        return finish_run(out, stored)
 
 
-def _write_plan(out: Path, plan: Plan) -> Plan:
+def _write_plan(out: Path, plan: Plan) -> StoredPlan:
     """Make it durable; an interrupted run goes on only with the very same one."""
     try:
         document = read_plan_document(out)
@@ -113,9 +121,10 @@ def _write_plan(out: Path, plan: Plan) -> Plan:
         if (out / "plan.json").exists():
             raise
         return write_plan(out, plan)
-    found = read_plan(out, {entry.source.source_id: entry.source for entry in plan.sources})
+    sources = {entry.source.source_id: entry.source for entry in plan.sources}
+    found = open_plan(out, sources.get)
     same = document["fingerprints"] == plan.fingerprints and document["inputs"] == plan.inputs
-    if not same or _clips_of(found) != _clips_of(plan):
+    if not same or _clips_of(found.whole()) != _clips_of(plan):
         raise ResumeError(
             f"{out}: holds another dataset; give a new or empty folder, or --overwrite"
         )

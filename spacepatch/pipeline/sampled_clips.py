@@ -9,8 +9,8 @@ from dataclasses import replace
 from spacepatch.config import RunConfig
 from spacepatch.data import ClipSpec, VideoInfo
 from spacepatch.pipeline.placement import Lengths
-from spacepatch.pipeline.planfile import Plan
-from spacepatch.pipeline.planning import cut_runs, make_tasks
+from spacepatch.pipeline.plan import Plan
+from spacepatch.pipeline.runs import cut_runs, make_tasks
 
 
 def clips_by_source(plan: Plan) -> dict[int, list[ClipSpec]]:

@@ -10,7 +10,7 @@ import numpy as np
 
 from spacepatch.clipwriter import ClipTokens
 from spacepatch.data import ClipSpec
-from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.plan import Plan
 from spacepatch.randomness import Draws
 from spacepatch.resize import aspect_error
 from spacepatch.shards import SegmentContent

@@ -15,8 +15,9 @@ from spacepatch.config import RunConfig
 from spacepatch.data import Loss
 from spacepatch.jobs import Job
 from spacepatch.latents.encoders import EncoderSettings
-from spacepatch.pipeline.planfile import Plan, write_plan
+from spacepatch.pipeline.plan import Plan
 from spacepatch.pipeline.planning import probe_job
+from spacepatch.pipeline.planwriting import write_plan
 from spacepatch.pipeline.running import Running, write_task
 from spacepatch.pipeline.timed_jobs import JobTimes, TimedJob, run_timed
 from spacepatch.stages import OTHER, looking
@@ -106,24 +107,16 @@ def time_stages(
             them has that share of its probe.
     """
     times = StageTimes()
-    plan = write_plan(folder, plan)
+    stored = write_plan(folder, plan)
     with closing(Arenas(scratch_folder(folder))) as arenas:
-        for task in plan.tasks:
-            _time_task(
-                times,
-                plan,
-                Running.of(plan, task, arenas, encoder),
-                config,
-                folder,
-                pool,
-                frames_of,
-            )
+        for task in stored.tasks:
+            running = Running.of(stored.part(task), arenas, encoder)
+            _time_task(times, running, config, folder, pool, frames_of)
     return times
 
 
 def _time_task(
     times: StageTimes,
-    plan: Plan,
     running: Running,
     config: RunConfig,
     folder: Path,
@@ -145,7 +138,7 @@ def _time_task(
             _add(times, jobs[key], outcome, frames_of[jobs[key].source.source_id])
     begin = time.perf_counter()
     with looking() as watch:
-        report = write_task(plan, running, folder)
+        report = write_task(running, folder)
     times.whole += time.perf_counter() - begin
     times.add(watch.seconds)
     times.tokens += report.num_tokens

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import shlex
-from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, replace
@@ -13,29 +12,35 @@ from functools import partial
 from pathlib import Path
 
 from spacepatch.config import RunConfig, parse_bytes
-from spacepatch.data import POLICY_REASONS, Loss, Task, TaskReport
-from spacepatch.errors import ConfigError, LossLimitError, ResumeError, ShardError
-from spacepatch.executors import EXECUTORS, check_executor
+from spacepatch.data import Loss, TaskReport
+from spacepatch.errors import ConfigError, ResumeError, ShardError
+from spacepatch.executors import EXECUTORS, Executor, check_executor
+from spacepatch.hints import no_videos
 from spacepatch.limits import available_cores
+from spacepatch.listings import Listing
 from spacepatch.packers import check_packer
+from spacepatch.pipeline.appending import append_to
 from spacepatch.pipeline.encoders import Encoded, resolve_encoder, stride_note
 from spacepatch.pipeline.finishing import (
     RunSummary,
     finish_run,
+    finished,
     finished_losses,
     forget_retryable,
-    unfinish,
+    unfinish_for,
 )
 from spacepatch.pipeline.folder import check_folder, clear_folder
-from spacepatch.pipeline.planfile import Plan, read_plan, read_plan_document, write_plan
-from spacepatch.pipeline.planning import plan_run, probe_sources
+from spacepatch.pipeline.losscount import LossCount
+from spacepatch.pipeline.plan import PlannedTask
+from spacepatch.pipeline.planfile import StoredPlan, open_plan, read_plan_document
+from spacepatch.pipeline.planning import Later, forget_parts, plan_run, probe_job
 from spacepatch.pipeline.resuming import check_inputs, check_plan
 from spacepatch.pipeline.running import JobReport, pending_tasks
 from spacepatch.ranks import Rank, note_of_processes
-from spacepatch.remote import configure, reachable, shown, store_variables
+from spacepatch.remote import configure, reachable, store_variables
 from spacepatch.selection import parse_share, select_sources
 from spacepatch.shards import shard_stem
-from spacepatch.sources import Listing, list_sources
+from spacepatch.sources import list_sources
 from spacepatch.storage import lock, lock_rank, open_folder, sweep_temporary
 from spacepatch.workers import WorkerPool
 
@@ -51,7 +56,7 @@ class Watch:
 
     on_probed: Callable[[int, int], None] = lambda done, total: None
     """(done, total) sources."""
-    on_start: Callable[[Plan, Sequence[Task]], None] = lambda plan, pending: None
+    on_start: Callable[[StoredPlan, Sequence[PlannedTask]], None] = lambda plan, pending: None
     """The plan, and its tasks that are still to be done."""
     on_note: Callable[[str], None] = lambda note: None
     """Something that the user should know, and that stops nothing."""
@@ -68,24 +73,13 @@ def list_inputs(arguments: Sequence[str], config: RunConfig, *, root: Path | str
     configure(config.cache_dir, config.cache_capacity)
     listing = list_sources(arguments, root=root, allow_network=config.allow_network)
     if not listing.sources and not listing.missing:
-        ignored = f" ({listing.num_ignored} files are no media)" if listing.num_ignored else ""
-        raise ConfigError(f"no videos in {', '.join(map(shown, arguments))}{ignored}")
-    # Files that are not there are chosen like the others: --limit and --sample hide no loss.
-    missing = {source.source_id for source in listing.missing}
+        raise ConfigError(no_videos(arguments, num_ignored=listing.num_ignored))
     selected = select_sources(
-        (*listing.sources, *listing.missing),
-        seed=config.seed,
-        sample=config.sample,
-        limit=config.limit,
-        split=config.split,
+        listing, seed=config.seed, sample=config.sample, limit=config.limit, split=config.split
     )
-    if not selected:
+    if not len(selected):
         raise ConfigError(f"sample: {config.sample} of the sources leaves none")
-    return replace(
-        listing,
-        sources=reachable(source for source in selected if source.source_id not in missing),
-        missing=tuple(source for source in selected if source.source_id in missing),
-    )
+    return reachable(selected)
 
 
 def make_pool(config: RunConfig) -> WorkerPool:
@@ -122,6 +116,7 @@ def tokenize(
     config: RunConfig,
     root: Path | str | None = None,
     overwrite: bool = False,
+    append: bool = False,
     retry_lost: bool = False,
     watch: Watch | None = None,
 ) -> RunSummary:
@@ -131,6 +126,7 @@ def tokenize(
         arguments: SOURCE arguments, see `list_sources`.
         out: a folder on local disk, or the URL of one on an object store.
         overwrite: begin anew; removes what a former run wrote to `out`, and nothing else.
+        append: add what is new among the sources to what is there, as a generation of its own.
         retry_lost: do again what was lost to timeout, crash, out_of_memory or io.
 
     Raises:
@@ -139,6 +135,7 @@ def tokenize(
         LossLimitError: more sources are lost than `max_losses`; resumable.
         OSError: `out` cannot be written; resumable.
     """
+    check_append(append, overwrite)
     watch = watch or Watch()
     if note := note_of_processes(os.environ):
         watch.on_note(note)
@@ -153,16 +150,21 @@ def tokenize(
         sweep_temporary(out)
         if overwrite:
             clear_folder(out)
-        plan = _plan_or_resume(out, encoded, listing, pool, watch)
+        executor = stack.enter_context(_executor(encoded, pool))
+        plan = _plan_or_resume(out, encoded, listing, executor, watch, append)
         if retry_lost:
-            if _is_probed_now(plan, config, pool):
+            if append or len(plan.generations) > 1:
+                _note_unplanned(plan, watch, "of a dataset that is appended to they stay lost")
+            elif _is_probed_now(plan, config, executor, watch):
                 # A plan that a timeout made smaller is not the untroubled one: it is made anew.
                 clear_folder(out)
-                plan = _plan_or_resume(out, encoded, listing, pool, watch)
+                plan = _plan_or_resume(out, encoded, listing, executor, watch, append)
             forget_retryable(out, plan)
         pending = pending_tasks(out, plan)
         watch.on_start(plan, pending)
-        _run(plan, pending, out, encoded, pool, watch, num_sources=len(plan.sources))
+        if append and not pending and (summary := finished(out, plan)) is not None:
+            return summary
+        _run(plan, pending, out, encoded, executor, watch, num_sources=plan.num_sources)
         return finish_run(out, plan)
 
 
@@ -215,22 +217,15 @@ def tokenize_rank(
         encoded = _resolve(config, pool, watch)
         stack.enter_context(lock_rank(out, rank.number, rank.world_size))
         check_plan(read_plan_document(out), encoded.config, encoded.facts)
-        listed = {source.source_id: source for source in (*listing.sources, *listing.missing)}
-        plan = read_plan(out, listed, wanted=rank.owns)
-        check_inputs(plan, listing, read_whole=lambda: read_plan(out, listed))
-        # What was lost before there were tasks is no rank's.
-        part = replace(plan, losses=())
+        plan = open_plan(out, listing.find)
+        part = replace(plan, tasks=tuple(task for task in plan.tasks if rank.owns(task.number)))
+        check_inputs(part, listing)
         sweep_temporary(out, {shard_stem(plan.name, t.split, t.number) for t in part.tasks})
         if retry_lost:
-            if again := sum(loss.retryable for loss in plan.losses):
-                watch.on_note(
-                    f"{again} sources were lost as the plan was made: --retry-lost without --rank "
-                    "tries these again"
-                )
+            _note_unplanned(plan, watch, "--retry-lost without --rank tries these again")
             forget_retryable(out, part)
         pending = pending_tasks(out, part)
-        if pending:
-            unfinish(out)
+        unfinish_for(out, plan, pending)
         watch.on_start(part, pending)
         made: list[TaskReport] = []
 
@@ -239,8 +234,11 @@ def tokenize_rank(
             watch.on_task(report)
 
         noted = replace(watch, on_task=on_task)
-        _run(part, pending, out, encoded, pool, noted, num_sources=len(part.sources))
-        losses = finished_losses(out, part, list(part.tasks))
+        executor = stack.enter_context(_executor(encoded, pool))
+        # What was lost before there were tasks is no rank's.
+        num_jobs = sum(task.num_jobs for task in part.tasks)
+        _run(part, pending, out, encoded, executor, noted, num_sources=num_jobs)
+        losses = [loss for _, own in finished_losses(out, part, part.tasks) for loss in own]
         return RankSummary(rank, len(part.tasks), tuple(made), tuple(losses))
 
 
@@ -251,28 +249,42 @@ def make_plan(
     root: Path | str | None = None,
     out: str | Path | None = None,
     overwrite: bool = False,
+    append: bool = False,
     watch: Watch | None = None,
-) -> Plan:
+) -> StoredPlan:
     """Everything up to the first decode; with `out`, durable for `tokenize` to follow.
+
+    Returns:
+        The plan, on disk; without `out`, for as long as it is held.
 
     Raises:
         As of `tokenize`.
     """
+    check_append(append, overwrite)
+    if append and out is None:
+        raise ConfigError("append: adds to a dataset; say with --out to which")
     watch = watch or Watch()
     listing = list_inputs(arguments, config, root=root)
-    if out is None:
-        with make_pool(config) as pool:
-            return _plan(_resolve(config, pool, watch), listing, pool, watch)
-    out = open_folder(out, writes=True)
-    check_folder(out)
+    out = None if out is None else open_folder(out, writes=True)
+    if out is not None:
+        check_folder(out)
     with ExitStack() as stack:
         pool = stack.enter_context(make_pool(config))
         encoded = _resolve(config, pool, watch)
+        executor = stack.enter_context(_executor(encoded, pool))
+        if out is None:
+            return _plan(None, encoded, listing, executor, watch)
         stack.enter_context(lock(out))
         sweep_temporary(out)
         if overwrite:
             clear_folder(out)
-        return _plan_or_resume(out, encoded, listing, pool, watch)
+        return _plan_or_resume(out, encoded, listing, executor, watch, append)
+
+
+def check_append(append: bool, overwrite: bool) -> None:
+    """Raise a ConfigError for what contradicts --append."""
+    if append and overwrite:
+        raise ConfigError("append: keeps what is there, --overwrite removes it; give one of them")
 
 
 def _resolve(config: RunConfig, pool: WorkerPool, watch: Watch) -> Encoded:
@@ -284,40 +296,61 @@ def _resolve(config: RunConfig, pool: WorkerPool, watch: Watch) -> Encoded:
     return encoded
 
 
-def _plan(encoded: Encoded, listing: Listing, pool: WorkerPool, watch: Watch) -> Plan:
-    plan = plan_run(
-        encoded.config, listing, pool=pool, on_probed=watch.on_probed, facts=encoded.facts
+def _executor(encoded: Encoded, pool: WorkerPool) -> closing[Executor]:
+    make = EXECUTORS[encoded.config.executor]
+    return closing(make(config=encoded.config, encoder=encoded.settings, pool=pool))
+
+
+def _plan(
+    out: Path | None,
+    encoded: Encoded,
+    listing: Listing,
+    executor: Executor,
+    watch: Watch,
+    later: Later | None = None,
+) -> StoredPlan:
+    return plan_run(
+        encoded.config,
+        listing,
+        probe=partial(executor.probe, on_note=watch.on_note),
+        on_probed=watch.on_probed,
+        facts=encoded.facts,
+        out=out,
+        on_note=watch.on_note,
+        later=later,
     )
-    if plan.num_scanned:
-        watch.on_note(
-            f"the headers of {plan.num_scanned} of {len(listing.sources)} sources do not tell "
-            "enough: their packets were read"
-        )
-    return plan
 
 
 def _plan_or_resume(
-    out: Path, encoded: Encoded, listing: Listing, pool: WorkerPool, watch: Watch
-) -> Plan:
+    out: Path,
+    encoded: Encoded,
+    listing: Listing,
+    executor: Executor,
+    watch: Watch,
+    append: bool,
+) -> StoredPlan:
     try:
         document = read_plan_document(out)
     except ShardError:
         if (out / "plan.json").exists():
             raise
-        return write_plan(out, _plan(encoded, listing, pool, watch))
+        return _plan(out, encoded, listing, executor, watch)
     check_plan(document, encoded.config, encoded.facts)
-    sources = {source.source_id: source for source in (*listing.sources, *listing.missing)}
-    plan = read_plan(out, sources)
+    plan = open_plan(out, listing.find)
+    if append:
+        make = partial(_plan, out, encoded, executor=executor, watch=watch)
+        return append_to(plan, out, listing, make, watch.on_note)
+    forget_parts(out)
     check_inputs(plan, listing)
     return plan
 
 
 def _run(
-    plan: Plan,
-    pending: Sequence[Task],
+    plan: StoredPlan,
+    pending: Sequence[PlannedTask],
     out: Path,
     encoded: Encoded,
-    pool: WorkerPool,
+    executor: Executor,
     watch: Watch,
     *,
     num_sources: int,
@@ -326,49 +359,25 @@ def _run(
     if config.max_losses is not None:
         limit = parse_share("max_losses", config.max_losses, num_sources, math.floor)
     losses = LossCount(plan, limit)
-    left = {task.number for task in pending}
-    losses.add(finished_losses(out, plan, [task for task in plan.tasks if task.number not in left]))
-    executor = EXECUTORS[config.executor](config=config, encoder=encoded.settings, pool=pool)
+    left = {task.number: task for task in pending}
+    done = [task for task in plan.tasks if task.number not in left]
+    for task, lost in finished_losses(out, plan, done) if limit is not None else ():
+        losses.add(task, lost)
     reports = executor.run(plan, pending, folder=out, on_job=watch.on_job, on_note=watch.on_note)
     with closing(reports):
         for report in reports:
             watch.on_task(report)
-            losses.add(report.losses)
+            losses.add(left[report.number], report.losses)
 
 
-class LossCount:
-    """Counts the sources that are lost whole, over all starts of a run, against `max_losses`."""
-
-    def __init__(self, plan: Plan, limit: int | None) -> None:
-        self._limit = limit
-        self._left: Counter[str] = Counter()
-        for task in plan.tasks:
-            for clip in task.clips:
-                identity = plan.sources[clip.source].source.source_id
-                self._left[identity] += len(clip.frame_pts)
-        self._lost: set[str] = set()
-        self.add(plan.losses)
-
-    def add(self, losses: Sequence[Loss]) -> None:
-        """Take losses into account.
-
-        Raises:
-            LossLimitError: they are more than `max_losses` allows.
-        """
-        for loss in losses:
-            is_of_clip = loss.stage in ("decode", "encode")
-            self._left[loss.source_id] -= loss.num_frames if is_of_clip else 0
-            if self._left[loss.source_id] <= 0 and loss.reason not in POLICY_REASONS:
-                self._lost.add(loss.source_id)
-        if self._limit is not None and len(self._lost) > self._limit:
-            raise LossLimitError(
-                f"{len(self._lost)} sources are lost, max_losses allows {self._limit}; what is "
-                "done is kept: raise --max-losses and start again, or see spacepatch inspect"
-            )
+def _note_unplanned(plan: StoredPlan, watch: Watch, remedy: str) -> None:
+    if again := sum(loss.retryable for loss in plan.losses()):
+        watch.on_note(f"{again} sources were lost as the plan was made: {remedy}")
 
 
-def _is_probed_now(plan: Plan, config: RunConfig, pool: WorkerPool) -> bool:
+def _is_probed_now(plan: StoredPlan, config: RunConfig, executor: Executor, watch: Watch) -> bool:
     """Whether a source whose probe was lost to its environment can be probed after all."""
-    lost = {loss.source_id for loss in plan.losses if loss.retryable}
-    again = [entry.source for entry in plan.sources if entry.source.source_id in lost]
-    return any(found.info is not None for found in probe_sources(again, config, pool))
+    again = (plan.find(loss.source_id) for loss in plan.losses() if loss.retryable)
+    jobs = (probe_job(source, config) for source in again if source is not None)
+    found = list(executor.probe(jobs, on_note=watch.on_note))  # none is left under way
+    return any(probed.info is not None for _, probed in found)

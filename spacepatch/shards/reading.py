@@ -28,7 +28,7 @@ from spacepatch.shards.version import check_version
 from spacepatch.storage import is_on_store
 
 if TYPE_CHECKING:
-    from spacepatch.stores import StorePath
+    from spacepatch.remote.paths import StorePath
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable, Iterator, Sequence
+import itertools
+from bisect import bisect_right
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Any
@@ -137,7 +140,9 @@ PLAN = {
     "source_id": "string",
     "content_id": "string",
     "bytes": "int64",
+    "ranges": "string",
     "info": "string",
+    "num_selected": "int64",
     "clip": "int32",
     "view": "int32",
     "view_of": "int32",
@@ -166,7 +171,8 @@ PLAN = {
     "message": "string",
 }
 """One row a clip, in task order; then, with task = -1, one row a loss known before decoding.
-`info` is what the probe found, as JSON."""
+`info` is what the probe found, as JSON; `ranges`, on the first row that a source has in a task or
+among the losses, what was asked for of it: JSON of [start, stop] of each range."""
 
 
 @cache
@@ -175,6 +181,7 @@ def schema_of(columns: tuple[tuple[str, str], ...]) -> pa.Schema:
 
     types = {
         "string": pa.string(),
+        "binary": pa.binary(),
         "bool": pa.bool_(),
         "int32": pa.int32(),
         "uint32": pa.uint32(),
@@ -199,33 +206,6 @@ def write_table(path: Path, columns: dict[str, str], rows: Iterable[dict[str, An
     return write_batches(path, columns, [pa.Table.from_pylist(list(rows), schema=schema)])
 
 
-GROUP_VALUES = 2**14
-GROUP_ROWS = 1024
-"""Of a row group that `write_rows` makes: what its writer and its reader have in memory."""
-
-
-def write_rows(
-    path: Path, columns: dict[str, str], rows: Iterable[dict[str, Any]], *, longest: str
-) -> str:
-    """`write_table` for rows that come one by one, of which `longest` is the longest list."""
-    import pyarrow as pa
-
-    schema = schema_of(tuple(columns.items()))
-
-    def groups() -> Iterator[pa.Table]:
-        group: list[dict[str, Any]] = []
-        values = 0
-        for row in rows:
-            group.append(row)
-            values += len(row.get(longest, ()))
-            if values >= GROUP_VALUES or len(group) == GROUP_ROWS:
-                yield pa.Table.from_pylist(group, schema=schema)
-                group, values = [], 0
-        yield pa.Table.from_pylist(group, schema=schema)
-
-    return write_batches(path, columns, groups())
-
-
 def write_batches(path: Path, columns: dict[str, str], tables: Iterable[pa.Table]) -> str:
     """`write_table` for tables that come one by one, a row group each."""
     import pyarrow.parquet as parquet
@@ -246,6 +226,18 @@ def write_batches(path: Path, columns: dict[str, str], tables: Iterable[pa.Table
 
     publish(path, write)
     return digest.hexdigest()
+
+
+GROUP_ROWS = 1024
+
+
+def batches_of(columns: dict[str, str], rows: Iterable[dict[str, Any]]) -> Iterator[pa.Table]:
+    """Rows that come one by one, for `write_batches`."""
+    import pyarrow as pa
+
+    schema, left = schema_of(tuple(columns.items())), iter(rows)
+    while group := list(itertools.islice(left, GROUP_ROWS)):
+        yield pa.Table.from_pylist(group, schema=schema)
 
 
 class _Hashing:
@@ -280,28 +272,59 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> list[dict[st
     return read_arrow(path, columns).to_pylist()  # type: ignore[no-any-return]
 
 
-def read_rows(
-    path: Path, *, where: tuple[str, Callable[[Any], bool]] | None = None
-) -> Iterator[dict[str, Any]]:
-    """The rows of a table, of which one row group at a time is in memory; errors as of
-    `read_table`.
+class ParquetTable:
+    """A table of which one row group at a time is in memory; errors as of `read_table`."""
 
-    Args:
-        where: a column, and which of its values are wanted; None: all rows.
-    """
+    def __init__(self, path: Path) -> None:
+        import pyarrow.parquet as parquet
+
+        self._path = path
+        with _reading(path):
+            self._file = parquet.ParquetFile(openable(path))
+        metadata = self._file.metadata
+        counts = [metadata.row_group(group).num_rows for group in range(metadata.num_row_groups)]
+        self._starts = [0, *itertools.accumulate(counts)]
+        self._last: tuple[int, pa.Table] | None = None
+        """The row group that was read last, and its number."""
+
+    def groups(self, columns: Collection[str]) -> Iterator[pa.Table]:
+        """Some columns of each row group in turn."""
+        for group in range(len(self._starts) - 1):
+            with _reading(self._path):
+                yield self._file.read_row_group(group, columns=list(columns))
+
+    def between(self, first: int, stop: int) -> pa.Table:
+        """Rows [first, stop)."""
+        import pyarrow as pa
+
+        parts = []
+        for group in range(bisect_right(self._starts, first) - 1, len(self._starts) - 1):
+            start = self._starts[group]
+            if start >= stop:
+                break
+            parts.append(self._group(group)[max(first - start, 0) : stop - start])
+        return pa.concat_tables(parts) if parts else self._file.schema_arrow.empty_table()
+
+    def rows_from(self, first: int) -> Iterator[dict[str, Any]]:
+        """Row `first` and all after it, by column."""
+        while first < self._starts[-1]:
+            stop = self._starts[bisect_right(self._starts, first)]
+            yield from self.between(first, stop).to_pylist()
+            first = stop
+
+    def _group(self, group: int) -> pa.Table:
+        if self._last is None or self._last[0] != group:
+            with _reading(self._path):
+                self._last = group, self._file.read_row_group(group)
+        return self._last[1]
+
+
+@contextmanager
+def _reading(path: Path) -> Iterator[None]:
     import pyarrow as pa
-    import pyarrow.parquet as parquet
 
     try:
-        with parquet.ParquetFile(openable(path)) as file:
-            for group in range(file.num_row_groups):
-                rows = file.read_row_group(group)
-                if where is not None:
-                    column, is_wanted = where
-                    rows = rows.filter(
-                        pa.array(map(is_wanted, rows[column].to_pylist()), pa.bool_())
-                    )
-                yield from rows.to_pylist()
+        yield
     except FileNotFoundError:
         raise ShardError(f"{path}: missing") from None
     except (pa.ArrowException, OSError) as error:
@@ -316,15 +339,10 @@ def openable(path: Path) -> Any:
 
 def read_arrow(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """A table as pyarrow has it; errors as of `read_table`."""
-    import pyarrow as pa
     import pyarrow.parquet as parquet
 
-    try:
+    with _reading(path):
         return parquet.ParquetFile(openable(path)).read(columns=columns)
-    except FileNotFoundError:
-        raise ShardError(f"{path}: missing") from None
-    except (pa.ArrowException, OSError) as error:
-        raise ShardError(f"{path}: cannot be read as Parquet: {_first_line(error)}") from None
 
 
 def _first_line(error: Exception) -> str:

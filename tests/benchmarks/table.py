@@ -16,6 +16,7 @@ PARTS = {
     "speed": "Speed",
     "growth": "Growth and memory",
     "packing": "Packing",
+    "plans": "Plans",
 }
 """From a file's name to its heading."""
 BEGIN = "<!-- Written by `make bench`; do not edit. -->"
