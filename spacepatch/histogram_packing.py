@@ -285,10 +285,9 @@ def _read_histogram(
     """Return the counts and the most sequences in a pack; refuse what is no histogram."""
     # Counting refuses all that cannot be packed, in words that name it.
     count_packs(histogram, pack_length=pack_length, max_segments=max_segments)
-    numbers = np.asarray(histogram).tolist()
-    counts = {
-        length: numbers[length] for length in reversed(range(len(numbers))) if numbers[length]
-    }
+    numbers = np.asarray(histogram)
+    lengths = np.flatnonzero(numbers)[::-1]
+    counts = dict(zip(lengths.tolist(), numbers[lengths].tolist(), strict=True))
     most = pack_length // min(counts, default=1)
     return counts, most if max_segments is None else min(most, max_segments)
 

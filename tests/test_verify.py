@@ -16,6 +16,7 @@ from spacepatch.errors import ShardError
 from spacepatch.inspection import summarize, verify
 from spacepatch.inspection.verification import check_overlaps
 from spacepatch.pipeline import finish_run, read_plan
+from spacepatch.pipeline.planfile import open_plan
 from spacepatch.shards import read_table
 
 NAMED = ("source_id", "source_root", "split")
@@ -97,7 +98,7 @@ def test_damaged_frames_are_accounted_for(corpus: Path, tmp_path: Path) -> None:
 
 
 def test_a_task_that_lost_everything_is_clean(spoilable: Path) -> None:
-    plan = read_plan(spoilable, {})
+    plan = read_plan(spoilable)
     task, tar = plan.tasks[-1], tars(spoilable)[-1]
     losses = [
         {
@@ -117,7 +118,7 @@ def test_a_task_that_lost_everything_is_clean(spoilable: Path) -> None:
     edit_json(tar.with_suffix(".json"), lambda d: d.update(lost, losses=losses))
     for suffix in (".tar", ".index.npy", ".segments.parquet"):
         (spoilable / f"{tar.stem}{suffix}").unlink()
-    finish_run(spoilable, plan)
+    finish_run(spoilable, open_plan(spoilable))
     assert verify(spoilable) == []
     summary = summarize(spoilable)
     assert summary["tasks"] == {"planned": 3, "done": 3}
@@ -157,7 +158,7 @@ def test_a_sample_reads_only_some_tars(spoilable: Path) -> None:
 
 
 def test_clips_of_a_plan_that_overlap_are_found(pristine: Path) -> None:
-    plan = read_plan(pristine, {})
+    plan = read_plan(pristine)
     problems: list[str] = []
     check_overlaps(plan, problems.append)
     assert problems == []

@@ -202,7 +202,7 @@ def test_rows_that_are_there_are_compared_where_no_segment_is_whole(
 
 
 def test_segments_are_spread_and_always_the_same(pixels: Path) -> None:
-    plan = read_plan(pixels, {})
+    plan = read_plan(pixels)
     every, notes = choose_segments(pixels, plan, 10**6)
     ids = [row["segment_id"] for row in every]
     assert len(set(ids)) == len(ids) == len(segments_of(pixels))

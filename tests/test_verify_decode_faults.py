@@ -235,7 +235,7 @@ def test_a_name_that_leads_out_of_its_root_is_not_followed(
 ) -> None:
     shutil.copy(clips / "square_320x320.mp4", tmp_path / "secret.mp4")
     root = shutil.copytree(clips, tmp_path / "clips")
-    source = read_plan(pixels, {}).sources[0].source
+    source = read_plan(pixels).sources[0].source
     roots = SourceRoots({0: str(root)})
     assert roots.find(source) is not None
     assert roots.find(replace(source, name=name)) is None

@@ -7,10 +7,13 @@ from typing import Any
 
 import typer
 
-from spacepatch.cli.options import Bound, DatasetOrShard, Json
+from spacepatch.cli.decode_options import with_encoder
+from spacepatch.cli.options import Bound, DatasetOrShard, Html, Json
 from spacepatch.cli.saying import say
+from spacepatch.config import RunConfig
+from spacepatch.errors import ConfigError
 
-EXAMPLE = "Example:  spacepatch inspect shards/ --json"
+EXAMPLE = "Example:  spacepatch inspect shards/ --html report.html"
 
 BAR_WIDTH = 40
 SHARDS_SHOWN = 12
@@ -38,16 +41,38 @@ DETAILS = ("sampler", "random_offset", "upscale", "multiple", "fit", "crop", "bu
 """Shown where they are not as they are by default."""
 
 
+@with_encoder
 def command(
     path: DatasetOrShard,
+    *,
     bound: Bound = False,
+    html: Html = None,
     json: Json = False,
+    config: RunConfig,
 ) -> None:
-    """Show totals, fill, histograms and losses."""
+    """Show totals, fill, histograms and losses; with --html as a page, with frames.
+
+    For frames of latents and codes, --html needs --encoder.
+    """
     from spacepatch.cli import display
     from spacepatch.inspection import summarize
 
+    if html is not None:
+        from spacepatch.report import check_page
+
+        check_page(html)
+    elif config.encoder is not None:
+        raise ConfigError(f"--encoder {config.encoder}: decodes frames for a page: give --html too")
     summary = summarize(path, thorough=bound)
+    if html is not None:
+        from spacepatch.report import report_dataset, write_page
+
+        if config.encoder is not None:
+            say("decoding a few segments", err=True)
+        size = write_page(html, report_dataset(path, summary, config=config))
+        say(f"{html}: {size / 1e6:.1f} MB", err=json)
+        if not json:
+            return
     if json:
         display.print_json(summary)
         return
@@ -151,8 +176,6 @@ def _show_encoder(summary: dict[str, Any]) -> None:
 
 
 def _show_settings(summary: dict[str, Any], *, is_stored: bool) -> None:
-    from spacepatch.config import RunConfig
-
     settings, encoder = summary["settings"], summary["encoder"]
 
     def given(texts: dict[str, str]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from spacepatch.data import ClipSpec, Task
 from spacepatch.inspection.findings import Report
 from spacepatch.inspection.segments import Row, num_lost_rows, read_drop
-from spacepatch.pipeline.planfile import Plan, PlannedSource
+from spacepatch.pipeline.plan import Plan, PlannedSource
 from spacepatch.resize import aspect_error
 
 

@@ -11,18 +11,16 @@ import numpy as np
 
 from spacepatch.clipwriter import TokenSettings
 from spacepatch.data import ClipSpec
-from spacepatch.encoding import beating, encoder_of
-from spacepatch.errors import ConfigError, EncodeError, ShardError, SourceError
+from spacepatch.encoding import beating
+from spacepatch.errors import EncodeError, ShardError, SourceError
 from spacepatch.framerules import PIXELS
 from spacepatch.jobs import Job, tokens_of
 from spacepatch.pipeline.encoded import by_channel
 from spacepatch.quality import WINDOW, squared_error, ssim
 from spacepatch.shards import ShardReader
+from spacepatch.stored_frames import UNKNOWN, frames_of_pixels, frames_of_tokens, kept_cells
 from spacepatch.token_dtypes import from_stored
-from spacepatch.tubelets import cells_of_rows, join_tubelets
-
-UNKNOWN = 128
-"""Grey, where a token was dropped or a frame is lost: only preview shows it."""
+from spacepatch.tubelets import cells_of_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +73,13 @@ class Compared:
     source_frames: np.ndarray | None = None
     """``(K, H, W, 3)`` uint8."""
     decoded_frames: np.ndarray | None = None
+    """``(K, H, W, 3)`` uint8, grey where a token is missing."""
+    pixel_frames: np.ndarray | None = None
+    """The same of the pixel tokens beside those of an encoder."""
+    kept: np.ndarray | None = None
+    """``(T, H, W)`` bool: which cells of its grid have a token; None: no frames are sent back."""
+    visible: np.ndarray | None = None
+    """``(T, H, W)`` bool: those that a stored mask leaves visible; None: there is no such."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,9 @@ class _Stored:
     places: np.ndarray
     """``(n,)`` int64: raster index of each in the segment's grid."""
     pixels: np.ndarray | None
-    """``(T, H, W, 3)``: the frames of the pixel tokens beside those of an encoder."""
+    """``(T, H, W, C)``: the frames of the pixel tokens beside those of an encoder."""
+    visible: np.ndarray | None
+    """``(n,)`` uint8: a stored mask."""
 
 
 def compare_segment(request: Request) -> Compared:
@@ -110,14 +117,29 @@ def _compare(request: Request) -> Compared:
     found = Compared(num_frames=len(row["frame_pts"]), sums=_sums(request, stored))
     if request.job is not None:
         found = _against_source(request, request.job, stored, decoded, found)
-    if request.num_shown and decoded is not None:
-        chosen = _spread(found.num_frames, request.num_shown)
-        found = replace(found, shown=tuple(chosen.tolist()), decoded_frames=decoded[chosen])
-        if found.source_frames is not None:
-            found = replace(found, source_frames=found.source_frames[chosen])
-    elif found.source_frames is not None:
-        found = replace(found, source_frames=None)
-    return found
+    return _shown(request, stored, decoded, found)
+
+
+def _shown(
+    request: Request, stored: _Stored, decoded: np.ndarray | None, found: Compared
+) -> Compared:
+    """With the frames that are to be sent back, and no others."""
+    pixels = stored.pixels
+    if not request.num_shown or (decoded is None and pixels is None):
+        return replace(found, source_frames=None)
+    chosen = _spread(found.num_frames, request.num_shown)
+    visible = None
+    if stored.visible is not None:
+        visible = kept_cells(stored.places[stored.visible != 0], request.row)
+    return replace(
+        found,
+        shown=tuple(chosen.tolist()),
+        source_frames=None if found.source_frames is None else found.source_frames[chosen],
+        decoded_frames=None if decoded is None else decoded[chosen],
+        pixel_frames=None if pixels is None else pixels[: found.num_frames, ..., :3][chosen],
+        kept=kept_cells(stored.places, request.row),
+        visible=visible,
+    )
 
 
 def _read(request: Request) -> _Stored:
@@ -142,29 +164,16 @@ def _read(request: Request) -> _Stored:
         ):
             raise ShardError("its row of segments.parquet, its pack and its clip do not agree")
         t, h, w = pack.positions[span].astype(np.int64).T
-        pixels = _pixels(reader, row["pack"], int(places[0]), settings)
-        # A copy: the map of the shard is closed with it.
-        return _Stored(pack.tokens[span].copy(), (t * grid[1] + h) * grid[2] + w, pixels)
-
-
-def _pixels(
-    reader: ShardReader, pack: int, number: int, settings: TokenSettings
-) -> np.ndarray | None:
-    """The frames of the pixel tokens of the n-th segment of a pack, where there are such."""
-    if settings.pixel_tubelet is None:
-        return None
-    offset, count, *grid = reader.array(pack, "pixel_segments.npy")[number, :5].tolist()
-    try:
-        return join_tubelets(
-            reader.array(pack, "pixels.npy")[offset : offset + count],
-            grid_thw=tuple(grid),
-            tubelet_size=settings.pixel_tubelet[0],
-            patch_size=settings.pixel_tubelet[1:],
-            layout=settings.layout,
-            merge=settings.merge,
+        pixels = None
+        if pack.pixels is not None and pack.pixel_segments is not None:
+            pixels = frames_of_pixels(pack.pixels, pack.pixel_segments[places[0]], row=row)
+        # Copies: the map of the shard is closed with it.
+        return _Stored(
+            pack.tokens[span].copy(),
+            (t * grid[1] + h) * grid[2] + w,
+            pixels,
+            None if pack.visible is None else pack.visible[span].copy(),
         )
-    except ValueError as error:
-        raise ShardError(f"its pixel tokens do not fit their grid ({error})") from None
 
 
 def _sums(request: Request, stored: _Stored) -> np.ndarray | None:
@@ -184,39 +193,23 @@ def _sums(request: Request, stored: _Stored) -> np.ndarray | None:
 
 
 def _decode(request: Request, stored: _Stored) -> np.ndarray | None:
-    """``(T, H, W, 3)`` uint8: the true frames; None where an encoder's grid has holes."""
-    row, clip, settings = request.row, request.clip, request.settings
-    is_whole = len(stored.tokens) == row["num_tokens"]
-    if not is_whole and settings.facts is not None:
+    """``(T, H, W, 3)`` uint8: the true frames; None without the encoder that they need, or where
+    its grid has holes and nobody wants to see them."""
+    settings = request.settings
+    is_whole = len(stored.tokens) == request.row["num_tokens"]
+    if settings.facts is not None and settings.encoder is None:
         return None
-    grid = tuple(row["grid_thw"])
-    tokens = np.full((row["num_tokens"], stored.tokens.shape[1]), UNKNOWN, stored.tokens.dtype)
-    # In the order that they are stored in where none is dropped.
-    order = cells_of_rows(np.arange(grid[0]), *grid[1:], merge=settings.merge)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
-    tokens[place[stored.places]] = stored.tokens
-    cells = join_tubelets(
-        tokens,
-        grid_thw=grid,
-        tubelet_size=clip.tubelet_size,
-        patch_size=clip.patch_size,
-        layout=settings.layout,
-        merge=settings.merge,
-        halo=settings.halo,
+    if settings.facts is not None and not is_whole and not request.num_shown:
+        return None
+    frames = frames_of_tokens(
+        stored.tokens,
+        stored.places,
+        row=request.row,
+        token_dtype=settings.token_dtype,
+        facts=settings.facts,
+        encoder=settings.encoder,
     )
-    if settings.encoder is not None and settings.facts is not None:
-        values = from_stored(cells, settings.token_dtype)
-        if settings.facts.kind == "codes":
-            values = values.astype(np.int64)  # as `encode` returns them
-        with beating():
-            made = encoder_of(settings.encoder).decode(values)
-        if made is None:
-            raise ConfigError(
-                f"{settings.facts.name}: has no decoder: give --encoder one with its decoder"
-            )
-        cells = made
-    return cells[: len(row["frame_pts"]), ..., :3]
+    return frames[: len(request.row["frame_pts"]), ..., :3]
 
 
 def _spread(num_frames: int, wanted: int) -> np.ndarray:
@@ -236,13 +229,13 @@ def _against_source(
         found = _against_tokens(request, job, stored, first, found)
         if found.problem:
             return found
-    if decoded is None:
+    if decoded is None and (request.make_again or stored.pixels is None):
         return found
-    starts = request.clip.row_starts
+    start = int(request.clip.row_starts[first])
     frames, there = _frames_of(request, job)
-    span = slice(int(starts[first]), int(starts[first]) + len(decoded))
+    span = slice(start, start + found.num_frames)
     is_whole = len(stored.tokens) == request.row["num_tokens"]
-    if len(frames[span]) != len(decoded) or (is_whole and not there[span].all()):
+    if len(frames[span]) != found.num_frames or (is_whole and not there[span].all()):
         return replace(found, problem="its source does not give its frames; restore it")
     frames = frames[span]
     if stored.pixels is not None:
@@ -250,7 +243,7 @@ def _against_source(
             return replace(found, problem="its pixel tokens are not of the size of its frames")
         error = squared_error(stored.pixels[: len(frames), ..., :3], frames)
         found = replace(found, pixels_apart=math.sqrt(error / frames.size) / 255)
-    if is_whole:
+    if is_whole and decoded is not None:
         with beating():
             likeness = ssim(decoded, frames) if min(frames.shape[1:3]) >= WINDOW else None
         found = replace(

@@ -33,6 +33,11 @@ HISTOGRAMS: dict[str, tuple[float, ...]] = {
 NO_VALUE = {"source_fps": "no duration", "sampled_fps": "every frame"}
 """What a segment without a value is counted as: a still picture, or a clip of all its frames."""
 
+VALUE_COLUMNS = (
+    "num_kept clip_start_pts clip_stop_pts time_base size source_fps sampled_fps".split()
+)
+"""Of segments.parquet, what `values_of` needs."""
+
 SEGMENT_COLUMNS = (
     "source_id split view grid_thw num_kept clip_start_pts clip_stop_pts time_base size "
     "tubelet_size patch_size source_fps sampled_fps valid_frames corrupt_frames aspect_error drop "
@@ -171,7 +176,7 @@ class Counted:
 
     def _add_batch(self, batch: Any) -> None:
         self.num_segments += len(batch)
-        tokens, valid = numbers(batch, "num_kept"), numbers(batch, "valid_frames")
+        valid = numbers(batch, "valid_frames")
         self.frames_written += int(valid.sum())
         self.packed.add_segments(*(numbers(batch, name) for name in PLACE_COLUMNS))
         self._add_tokens(batch)
@@ -181,21 +186,12 @@ class Counted:
         sizes = batch.column("size").flatten().to_numpy().reshape(-1, 2)
         for size, count in zip(*np.unique(sizes, axis=0, return_counts=True), strict=True):
             self.sizes[(int(size[0]), int(size[1]))] += int(count)
-        ticks = numbers(batch, "clip_stop_pts") - numbers(batch, "clip_start_pts")
-        encoded = batch.column("time_base").dictionary_encode()
-        bases = np.array([float(Fraction(text)) for text in encoded.dictionary.to_pylist()])
-        seconds = ticks * bases[encoded.indices.to_numpy()]
-        sampled = numbers(batch, "sampled_fps")
+        values = values_of(batch)
+        sampled = values["sampled_fps"]
         rates = [*self.fps, *np.unique(sampled[~np.isnan(sampled)]).tolist()]
         self.fps = [min(rates), max(rates)] if rates else []
-        for name, values in (
-            ("tokens", tokens),
-            ("duration_seconds", seconds),
-            ("aspect_ratio", sizes[:, 1] / sizes[:, 0]),
-            ("source_fps", numbers(batch, "source_fps")),
-            ("sampled_fps", sampled),
-        ):
-            self.counts[name] += _count(values.astype(np.float64), HISTOGRAMS[name])
+        for name, column in values.items():
+            self.counts[name] += count_bins(column, HISTOGRAMS[name])
         splits = batch.column("split").dictionary_encode()
         for place, split in enumerate(splits.dictionary.to_pylist()):
             frames = valid[splits.indices.to_numpy() == place].sum()
@@ -226,6 +222,26 @@ class Counted:
         return dict(sorted(self.splits.items()))
 
 
+def values_of(batch: Any) -> dict[str, np.ndarray]:
+    """What the histograms are of: for each of `HISTOGRAMS` a number a segment, as ``(n,)`` float64;
+    NaN where there is none.
+
+    Args:
+        batch: of segments.parquet, with `VALUE_COLUMNS` at least.
+    """
+    ticks = numbers(batch, "clip_stop_pts") - numbers(batch, "clip_start_pts")
+    encoded = batch.column("time_base").dictionary_encode()
+    bases = np.array([float(Fraction(text)) for text in encoded.dictionary.to_pylist()])
+    sizes = batch.column("size").flatten().to_numpy().reshape(-1, 2)
+    return {
+        "tokens": numbers(batch, "num_kept").astype(np.float64),
+        "duration_seconds": ticks * bases[encoded.indices.to_numpy()],
+        "aspect_ratio": sizes[:, 1] / sizes[:, 0],
+        "source_fps": numbers(batch, "source_fps"),
+        "sampled_fps": numbers(batch, "sampled_fps"),
+    }
+
+
 def numbers(batch: Any, column: str) -> np.ndarray:
     """A column as numpy; without a value: NaN of a float, 0 of an integer."""
     import pyarrow as pa
@@ -244,7 +260,7 @@ def lengths(lists: Any) -> np.ndarray:
     return lengths.to_numpy(zero_copy_only=False)  # type: ignore[no-any-return]
 
 
-def _count(values: np.ndarray, edges: tuple[float, ...]) -> np.ndarray:
+def count_bins(values: np.ndarray, edges: tuple[float, ...]) -> np.ndarray:
     """Values in each bin, then those that are NaN: the counts sum to ``len(values)``."""
     known = values[~np.isnan(values)]
     bins = np.maximum(np.searchsorted(edges, known, side="right") - 1, 0)

@@ -9,10 +9,11 @@ from typing import Any
 from spacepatch.data import EncoderFacts
 from spacepatch.inspection.encoders import measure
 from spacepatch.inspection.findings import Report
+from spacepatch.inspection.folders import listed_generations
 from spacepatch.inspection.shard import FoundShard
 from spacepatch.packing import lower_bound
 from spacepatch.pipeline.finishing import constants_of, pixels_of, widths_of
-from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.plan import Plan
 from spacepatch.shards import ShardReceipt
 
 LAYOUT = "store members token_dtype token_width position_dtype pack_length".split()
@@ -38,7 +39,7 @@ def check_dataset(
     for key in ("plan_id", "name", "settings", "fingerprints", "environment"):
         if document is not None and dataset.get(key) != document.get(key):
             report(f"{key} is not that of plan.json")
-    if dataset.get("plans") != ["plan.parquet"]:
+    if not listed_generations(dataset):
         report(f"plans is {dataset.get('plans')!r}")
     encoder = (document or dataset).get("encoder")
     derived = _derived(dataset.get("settings"), encoder)
@@ -125,9 +126,14 @@ def _check_receipts(
             if encoder.get(key) != value:
                 report(f"encoder: {key} is {json.dumps(encoder.get(key))}, recomputed {value}")
     if plan is not None:
-        pixels = json.loads(json.dumps(pixels_of(plan, receipts)))
+        pixels = json.loads(json.dumps(_pixels_of(plan, receipts)))
         if dataset.get("pixels") != pixels:
             report(f"pixels is {json.dumps(dataset.get('pixels'))}, recomputed {pixels}")
+
+
+def _pixels_of(plan: Plan, receipts: list[ShardReceipt]) -> dict[str, Any] | None:
+    tokens = sum(receipt.pixel_tokens for receipt in receipts)
+    return pixels_of(plan, tokens, max((x.pack_pixel_tokens for x in receipts), default=0))
 
 
 def _derived(settings: Any, encoder: Any) -> dict[str, Any]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
 
 from spacepatch.inspection.comparing import Compared
 from spacepatch.inspection.findings import Problem
@@ -26,6 +28,12 @@ class DecodedSegment:
     """Empty: none."""
     seconds: tuple[float, ...] = ()
     """Of each of `found.shown`."""
+    row: Mapping[str, Any] = field(default_factory=dict)
+    """Of segments.parquet."""
+    patch: tuple[int, int] = (1, 1)
+    """(h, w) in pixels of what a token covers of a frame."""
+    row_starts: tuple[int, ...] = (0,)
+    """The frame that each grid row begins with, and where they end."""
 
     @property
     def psnr(self) -> float | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -11,25 +10,28 @@ from typing import Any
 import numpy as np
 
 from spacepatch.config import RunConfig
-from spacepatch.data import ClipSpec, EncoderFacts
+from spacepatch.data import ClipSpec
 from spacepatch.environment import environment
-from spacepatch.errors import ConfigError, EncodeError, ShardError
+from spacepatch.errors import ConfigError, ShardError
 from spacepatch.inspection.comparing import Compared, Request, compare_segment
 from spacepatch.inspection.decoded import Decoded, DecodedSegment
-from spacepatch.inspection.folders import locate, read_batches, read_document
+from spacepatch.inspection.folders import read_batches, read_finished
+from spacepatch.inspection.given_encoder import given_encoder
 from spacepatch.inspection.source_roots import SourceRoots
 from spacepatch.jobs import Job
 from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.limits import available_cores
 from spacepatch.pipeline.encoded import measured
-from spacepatch.pipeline.encoders import encoder_settings, load_facts
 from spacepatch.pipeline.job_settings import token_settings
-from spacepatch.pipeline.planfile import Plan, read_plan
+from spacepatch.pipeline.plan import Plan
+from spacepatch.pipeline.planfile import read_plan
 from spacepatch.pipeline.segments import clip_id
 from spacepatch.pipeline.whole import make_pool
 from spacepatch.randomness import Draws
-from spacepatch.shards import DATASET, SEGMENTS, shard_stem
-from spacepatch.workers import Fault, WorkerPool
+from spacepatch.remote import shown
+from spacepatch.shards import SEGMENTS, shard_stem
+from spacepatch.stored_frames import patch_pixels
+from spacepatch.workers import Fault
 
 DRIFT_OF_SUMS = 0.01
 """How far (see `Compared.apart`) what a network makes may be from what is stored, where versions
@@ -46,18 +48,22 @@ def decode_segments(
     num_segments: int,
     config: RunConfig,
     roots: Mapping[int, str],
+    chosen: Sequence[dict[str, Any]] | None = None,
     make_again: bool = True,
     num_shown: int = 0,
 ) -> Decoded:
     """Decode some segments, spread over a finished dataset, always the same ones.
 
     Args:
+        num_segments: how many of them.
+        chosen: instead of these, the segments of so many rows of segments.parquet.
         config: where the encoder is and how it computes (what is not set is as the dataset says),
             and what workers may take.
         roots: where sources lie, see `SourceRoots`.
         make_again: hold the tokens against those that the sources give now; every source that the
             sample needs must be at hand then. Else sources are for their frames only.
-        num_shown: frames of each segment to be sent back.
+        num_shown: frames of each segment to be sent back. Where pixel tokens
+            lie beside those of an encoder, they can be shown without it.
 
     Raises:
         ShardError: no finished dataset, or a damaged one.
@@ -65,25 +71,26 @@ def decode_segments(
         EncodeError: the encoder is not that of the dataset.
         MissingDependencyError: a package is missing.
     """
-    if locate(folder).stem is not None or not (folder / DATASET).is_file():
-        raise ShardError(
-            f"{folder}: is no finished dataset (no {DATASET}): give the folder that --out named, "
-            "after spacepatch tokenize has run to its end"
-        )
-    dataset = read_document(folder / DATASET)
+    dataset = read_finished(folder)
     try:
-        plan = read_plan(folder, {})
+        plan = read_plan(folder)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ShardError(f"{folder}: plan.json or plan.parquet is damaged ({error!r})") from None
-    places = SourceRoots(roots)
-    rows, notes = choose_segments(folder, plan, num_segments)
+    places = SourceRoots(roots, allow_network=config.allow_network)
+    rows, notes = chosen, list[str]()
+    if rows is None:
+        rows, notes = choose_segments(folder, plan, num_segments)
     if not rows:
         raise ShardError(f"{folder}: holds no segments")
     if make_again:
         _check_roots(rows, places)
     limited = {"workers": min(config.workers or available_cores(), len(rows))}
     with make_pool(config.model_copy(update=limited)) as pool:
-        encoder = _encoder_of(plan, config, pool)
+        encoder = None
+        if num_shown and config.encoder is None and plan.layout.pixel_tubelet is not None:
+            notes.append(f"no --encoder: {_kind_of(plan)} are not decoded, only pixels are shown")
+        else:
+            encoder = given_encoder(plan.encoder, plan.settings, config, pool)
         notes += _differences(plan)
         requests = list(
             _requests(folder, plan, dataset, rows, places, encoder, make_again, num_shown)
@@ -97,7 +104,7 @@ def decode_segments(
     sums = [None if s.found.sums is None else s.found.sums.tolist() for s in segments]
     of_sample, of_all = measured(sums), dataset.get("encoder") or {}
     return Decoded(
-        kind="pixels" if plan.encoder is None else plan.encoder.kind,
+        kind=_kind_of(plan),
         encoder=None if plan.encoder is None else plan.encoder.name,
         segments=segments,
         notes=tuple(notes),
@@ -106,6 +113,10 @@ def decode_segments(
         dataset_mean=of_all.get("mean"),
         dataset_std=of_all.get("std"),
     )
+
+
+def _kind_of(plan: Plan) -> str:
+    return "pixels" if plan.encoder is None else plan.encoder.kind
 
 
 # --- which segments ----------------------------------------------------------------------------
@@ -132,7 +143,7 @@ def choose_segments(
     elif not len(places):
         places = np.arange(len(is_whole))
         if len(places):
-            notes.append("tokens were dropped of every segment: there is no whole one to decode")
+            notes.append("tokens were dropped of every segment: there is no whole one")
     elif len(places) < len(is_whole):
         notes.append(
             f"{len(is_whole) - len(places)} of {len(is_whole)} segments are passed over: rows of "
@@ -155,52 +166,7 @@ def _rows_at(table: Path, chosen: Sequence[int]) -> Iterator[dict[str, Any]]:
         first += len(batch)
 
 
-# --- by which encoder --------------------------------------------------------------------------
-
-
-def _encoder_of(plan: Plan, config: RunConfig, pool: WorkerPool) -> EncoderSettings | None:
-    """The encoder that was given, once it is known to be that of the dataset."""
-    facts, given = plan.encoder, encoder_settings(config)
-    if facts is None:
-        if given is not None:
-            raise ConfigError(f"--encoder {given.spec}: these are pixels: leave it out")
-        return None
-    if given is None:
-        kind = facts.name.partition(":")[0]
-        raise ConfigError(
-            f"these are {facts.kind} of {facts.name}: say where it lies with --encoder {kind}:WHERE"
-        )
-    asked = plan.settings
-    settings = replace(
-        given,
-        dtype=given.dtype if "encoder_dtype" in config.model_fields_set else asked["encoder_dtype"],
-        batch=given.batch or asked["encode_batch"],
-        posterior=asked["posterior"],
-        tiles=asked["encode_tiles"],
-    )
-    _check_identity(facts, load_facts(settings, pool))
-    return settings
-
-
-def _check_identity(facts: EncoderFacts, found: EncoderFacts) -> None:
-    if facts.name.partition(":")[0] != found.name.partition(":")[0]:
-        raise EncodeError(f"{found.name}: these are {facts.kind} of {facts.name}: give that one")
-    before, now = facts.identity, found.identity
-    changed = [
-        f"{key} was {_short(before.get(key))}, is {_short(now.get(key))}"
-        for key in sorted(before.keys() | now.keys())
-        if before.get(key) != now.get(key)
-    ]
-    if changed:
-        raise EncodeError(
-            f"{found.name}: is not the encoder of this dataset ({facts.name}): "
-            f"{'; '.join(changed)}. Give the one that it was made with, as it was used"
-        )
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 40 else f"{text[:36]}...{text[-1]}"
+# --- by which libraries ------------------------------------------------------------------------
 
 
 def _differences(plan: Plan) -> list[str]:
@@ -225,8 +191,7 @@ def _changed_versions(plan: Plan) -> list[tuple[str, str, str]]:
 def _allowances(plan: Plan) -> tuple[float, float]:
     """How far from what is stored a segment that is made again may be (see `Compared.apart`), and
     its pixel tokens beside those of an encoder; 0: equal to the bit."""
-    facts = plan.encoder
-    kind = "pixels" if facts is None else facts.kind
+    facts, kind = plan.encoder, _kind_of(plan)
     if _changed_versions(plan):
         return DRIFT[kind], DRIFT["pixels"]
     if facts is None or facts.name.startswith("linear:"):
@@ -335,8 +300,8 @@ def _described(
     problem = outcome.problem
     if not problem and request.job is None and planned.source_root in places:
         problem = (
-            f"its source is not in {places.place_of(planned)}: restore it, or say where it lies "
-            f"with --source-root {planned.source_root}=DIR"
+            f"its source is not in {shown(places.place_of(planned))}: restore it, or say where it "
+            f"lies with --source-root {planned.source_root}=DIR"
         )
     # Not `>`: of a NaN, which is near to nothing. Where all must be equal, so must signs of zeros.
     if outcome.is_same is False and (not allowance or not outcome.apart <= allowance):
@@ -354,6 +319,9 @@ def _described(
         found=outcome,
         problem=problem,
         seconds=tuple(times[place] for place in outcome.shown),
+        row=row,
+        patch=patch_pixels(row, plan.encoder),
+        row_starts=tuple(request.clip.row_starts.tolist()),
     )
 
 

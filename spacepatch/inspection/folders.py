@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from spacepatch.errors import ShardError
+from spacepatch.pipeline.generations import plan_name
+from spacepatch.pipeline.planfile import count_generations
 from spacepatch.shards import DATASET, TABLES, check_version
 from spacepatch.shards.tables import openable
 
@@ -88,12 +90,43 @@ def read_document(path: Path, *, required: Sequence[str] = ()) -> dict[str, Any]
     return document
 
 
+def read_finished(folder: Path) -> dict[str, Any]:
+    """dataset.json of a finished dataset.
+
+    Raises:
+        ShardError: it is none, or damaged.
+    """
+    if locate(folder).stem is not None or not (folder / DATASET).is_file():
+        raise ShardError(
+            f"{folder}: is no finished dataset (no {DATASET}): give the folder that --out named, "
+            "after spacepatch tokenize has run to its end"
+        )
+    return read_document(folder / DATASET)
+
+
 def listed_stems(document: dict[str, Any]) -> list[str]:
     """The shards that dataset.json lists."""
     listed = document.get("shards")
     entries = listed if isinstance(listed, list) else []
     names = [entry.get("name") for entry in entries if isinstance(entry, dict)]
     return [name for name in names if isinstance(name, str) and SHARD_FILE.fullmatch(f"{name}.tar")]
+
+
+def listed_generations(document: dict[str, Any]) -> int:
+    """Of the plan, those that dataset.json lists; 0: it does not list them as it must."""
+    plans = document.get("plans")
+    names = [f"{plan_name(number)}.parquet" for number in range(len(plans or ()))]
+    return len(names) if plans == names else 0
+
+
+def plan_batches(
+    folder: Path, document: dict[str, Any], columns: Sequence[str]
+) -> Iterator[pa.RecordBatch]:
+    """`read_batches` of the plan: of the generations that `document` lists, if that is
+    dataset.json; of an unfinished run of all."""
+    count = listed_generations(document) if "plans" in document else count_generations(folder)
+    for number in range(count):
+        yield from read_batches(folder / f"{plan_name(number)}.parquet", columns)
 
 
 def read_batches(path: Path, columns: Sequence[str]) -> Iterator[pa.RecordBatch]:

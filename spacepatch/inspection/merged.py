@@ -15,8 +15,8 @@ from spacepatch.inspection.dataset import Found, check_dataset
 from spacepatch.inspection.findings import Findings, Report
 from spacepatch.inspection.folders import read_batches
 from spacepatch.inspection.tables import read_checked
-from spacepatch.pipeline.finishing import HDR_HANDLED, handled_alpha
-from spacepatch.pipeline.planfile import Plan, PlannedSource
+from spacepatch.pipeline.plan import Plan, PlannedSource
+from spacepatch.pipeline.sourcerows import HDR_HANDLED, handled_alpha
 from spacepatch.shards import DATASET, LOSSES, SEGMENTS, SOURCES, TABLES
 from spacepatch.shards.tables import read_arrow
 

@@ -17,7 +17,7 @@ from spacepatch.drop import Drawn, DrawnRate, DrawnStatic, DrawnTokens
 from spacepatch.framerules import PIXELS, Lattice
 from spacepatch.inspection.encoders import KnownEncoder
 from spacepatch.inspection.findings import Report
-from spacepatch.pipeline.planfile import Plan
+from spacepatch.pipeline.plan import Plan
 from spacepatch.pipeline.segments import make_segment_id
 from spacepatch.tubelets import merge_of, token_width
 

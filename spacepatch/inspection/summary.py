@@ -24,6 +24,7 @@ from spacepatch.inspection.folders import (
     PLAN_DOCUMENT,
     listed_stems,
     locate,
+    plan_batches,
     read_batches,
     read_document,
 )
@@ -117,7 +118,8 @@ def _summarize_dataset(folder: Path, thorough: bool) -> dict[str, Any]:
     columns = "source clip stage reason num_frames num_tokens message".split()
     for batch in read_batches(folder / "losses.parquet", columns):
         counted.add_losses(batch.to_pylist())
-    done = _num_tasks(folder) if (folder / PLAN_DOCUMENT).is_file() else len(document["shards"])
+    has_plan = (folder / PLAN_DOCUMENT).is_file()
+    done = _num_tasks(folder, document) if has_plan else len(document["shards"])
     return _summary(
         counted,
         thorough=thorough,
@@ -130,10 +132,10 @@ def _summarize_dataset(folder: Path, thorough: bool) -> dict[str, Any]:
     )
 
 
-def _num_tasks(folder: Path) -> int:
+def _num_tasks(folder: Path, document: dict[str, Any]) -> int:
     """A task that lost everything has no shard, so only the plan knows how many there were."""
     highest = -1
-    for batch in read_batches(folder / "plan.parquet", ["task"]):
+    for batch in plan_batches(folder, document, ["task"]):
         highest = max(highest, int(numbers(batch, "task").max(initial=-1)))
     return highest + 1
 
@@ -146,7 +148,7 @@ def _summarize_unfinished(folder: Path, thorough: bool) -> dict[str, Any]:
     sources: set[str] = set()
     frames: Counter[int] = Counter()
     columns = ["task", "split", "source_id", "frame_pts", "num_frames_lost"]
-    for batch in read_batches(folder / "plan.parquet", columns):
+    for batch in plan_batches(folder, document, columns):
         tasks = numbers(batch, "task")
         splits.update(zip(tasks.tolist(), batch.column("split").to_pylist(), strict=True))
         sources.update(batch.column("source_id").unique().to_pylist())
@@ -156,7 +158,7 @@ def _summarize_unfinished(folder: Path, thorough: bool) -> dict[str, Any]:
     splits.pop(-1, None)
 
     counted = Counted()
-    counted.add_losses(_planned_losses(folder))
+    counted.add_losses(_planned_losses(folder, document))
     observed: dict[str, tuple[str, str, str]] = {}
     selected = frames[-1]
     done = 0
@@ -190,9 +192,9 @@ def _summarize_unfinished(folder: Path, thorough: bool) -> dict[str, Any]:
     )
 
 
-def _planned_losses(folder: Path) -> Iterator[dict[str, Any]]:
+def _planned_losses(folder: Path, document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     columns = "task source stage reason num_frames_lost message".split()
-    for batch in read_batches(folder / "plan.parquet", columns):
+    for batch in plan_batches(folder, document, columns):
         for row in batch.to_pylist():
             if row["task"] < 0:
                 yield row | {"clip": None, "num_frames": row["num_frames_lost"], "num_tokens": 0}

@@ -2,40 +2,36 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from fractions import Fraction
 from itertools import pairwise
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
 
-import spacepatch
-from spacepatch.config import RunConfig, fingerprint
-from spacepatch.data import EncoderFacts, Task
-from spacepatch.errors import ConfigError, ShardError
-from spacepatch.inspection.encoders import check_facts, known_encoder
+from spacepatch.data import Task
+from spacepatch.errors import ShardError
+from spacepatch.inspection.encoders import known_encoder
 from spacepatch.inspection.findings import Findings, Problem, Report
 from spacepatch.inspection.folders import (
     PLAN_DOCUMENT,
     SHARD_FILE,
+    listed_generations,
     listed_stems,
     locate,
     names_in,
     read_document,
 )
 from spacepatch.inspection.merged import check_merged
+from spacepatch.inspection.plans import check_later_plans, check_plan_document
 from spacepatch.inspection.segments import Origin
 from spacepatch.inspection.shard import FoundShard, check_shard
-from spacepatch.pipeline.placement import Placement
-from spacepatch.pipeline.planfile import Plan, inputs_fingerprint, read_plan
-from spacepatch.pipeline.planning import content_fingerprints, layout_of
+from spacepatch.pipeline.generations import PLAN_FILE
+from spacepatch.pipeline.plan import Plan
+from spacepatch.pipeline.planfile import count_generations, read_plan
 from spacepatch.shards import DATASET, TABLES, shard_stem
-from spacepatch.sources import Listing
 from spacepatch.storage import PRIVATE, open_folder
-
-FURTHER_PLAN = re.compile(r"plan-[0-9]{6}\.(parquet|json)")
 
 
 def verify(path: str | Path, *, sample: int | None = None) -> list[Problem]:
@@ -85,12 +81,17 @@ def _verify_alone(folder: Path, stem: str, findings: Findings) -> None:
 def _verify_folder(folder: Path, findings: Findings, sample: int | None) -> None:
     is_finished = (folder / DATASET).is_file()
     dataset = _read(folder / DATASET, findings) if is_finished else None
-    document, plan = _read_plan(folder, findings)
+    count = count_generations(folder)
+    finished = listed_generations(dataset or {}) or count
+    document, plan = _read_plan(folder, findings, min(finished, count))
     if (is_finished and dataset is None) or (document is None and not is_finished):
         return  # damaged or of a newer format: what follows would be about our reading of it
     is_sound = False
     if document is not None:
-        is_sound = _check_plan_document(document, plan, findings)
+        is_sound = check_plan_document(PLAN_DOCUMENT, document, plan, findings)
+    later = set()
+    if plan is not None and document is not None:
+        later = check_later_plans(folder, document, finished, count, findings)
     if plan is not None and is_sound:
         check_overlaps(plan, findings.at("plan.parquet"))
     tasks = _tasks_by_stem(plan)
@@ -116,7 +117,7 @@ def _verify_folder(folder: Path, findings: Findings, sample: int | None) -> None
             PLAN_DOCUMENT,
             f"not finished: {done} of {len(stems)} tasks are done; tokenize again to go on",
         )
-    _check_strays(folder, document or dataset or {}, stems, found, findings, is_finished)
+    _check_strays(folder, document or dataset or {}, stems, later, found, findings, is_finished)
     if dataset is not None:
         check_merged(folder, dataset, document, plan, found, findings)
 
@@ -129,15 +130,18 @@ def _read(path: Path, findings: Findings) -> dict[str, Any] | None:
         return None
 
 
-def _read_plan(folder: Path, findings: Findings) -> tuple[dict[str, Any] | None, Plan | None]:
+def _read_plan(
+    folder: Path, findings: Findings, generations: int | None = None
+) -> tuple[dict[str, Any] | None, Plan | None]:
     """plan.json and the plan, as far as they can be read."""
     document = _read(folder / PLAN_DOCUMENT, findings)
     if document is None:
         return None, None
     try:
-        return document, read_plan(folder, {})
+        return document, read_plan(folder, generations=generations)
     except ShardError as error:
-        findings.add("plan.parquet", str(error).removeprefix(f"{folder / 'plan.parquet'}: "))
+        path, _, message = str(error).partition(": ")
+        findings.add(PurePath(path).name, message)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         findings.add(PLAN_DOCUMENT, f"damaged, or not that of plan.parquet ({error!r})")
     return document, None
@@ -167,53 +171,6 @@ def _choose(stems: list[str], sample: int | None) -> set[str]:
     return {stems[k * len(stems) // sample] for k in range(sample)}
 
 
-def _check_plan_document(document: dict[str, Any], plan: Plan | None, findings: Findings) -> bool:
-    """The ids of plan.json are those of what it says; returns whether it has what it must."""
-    report = findings.at(PLAN_DOCUMENT)
-    try:
-        prints, settings = document["fingerprints"], document["settings"]
-        identity = {
-            "fingerprints": prints,
-            "seed": settings["seed"],
-            "selection": {key: settings[key] for key in ("limit", "sample", "split")},
-            "rows": document["plan_sha256"],
-        }
-        if document["plan_id"] != fingerprint(identity):
-            report("plan_id is not that of its fingerprints, seed, selection and rows")
-        if document["name"] != (settings["name"] or document["plan_id"][:8]):
-            report(f"name {document['name']!r} is neither that of the settings nor of plan_id")
-        if prints["environment"] != fingerprint(document["environment"]):
-            report("fingerprints: environment is not that of the environment")
-        if document["environment"].get("spacepatch") == spacepatch.__version__:
-            # Another version may have had other settings.
-            config, found = RunConfig(**settings), document.get("encoder")
-            facts = None if found is None else EncoderFacts.from_json(found)
-            for key, value in _fingerprints(config, settings, facts).items():
-                if prints[key] != value:
-                    report(f"fingerprints: {key} is not that of the settings")
-            check_facts(facts, config, report)
-            if Placement(**document["placement"]) != Placement.of(config):
-                report("placement is not that of the settings")
-            if plan is not None:
-                clips = [clip for task in plan.tasks for clip in task.clips]
-                if plan.layout != layout_of(config, clips, facts):
-                    report("layout is not that of the settings")
-    except (KeyError, TypeError, AttributeError, ConfigError, ValueError) as error:
-        report(f"damaged ({error!r})")
-        return False
-    return True
-
-
-def _fingerprints(
-    config: RunConfig, settings: dict[str, Any], facts: EncoderFacts | None
-) -> dict[str, str]:
-    """As of `planning.fingerprints_of`, but for the environment: nothing that an encoder needs is
-    asked for, and settings that came later are not in those of an older plan."""
-    token = {key: value for key, value in config.part("token").items() if key in settings}
-    layout = {key: value for key, value in config.part("layout").items() if key in settings}
-    return content_fingerprints(token, layout, facts)
-
-
 def check_overlaps(plan: Plan, report: Report) -> None:
     """Report clips of one source and view that overlap, unless windows or a manifest ask for it.
 
@@ -221,34 +178,18 @@ def check_overlaps(plan: Plan, report: Report) -> None:
     """
     seconds, stride = plan.settings["clip_seconds"], plan.settings["clip_stride"]
     is_asked = seconds and stride and Fraction(stride) < Fraction(seconds)
-    if is_asked or not _are_whole_videos(plan):
+    if is_asked:
         return
     spans = sorted(
         (clip.source, clip.view, clip.start_pts, clip.stop_pts, clip.clip)
         for task in plan.tasks
         for clip in task.clips
+        if not plan.sources[clip.source].source.ranges
     )
     for before, after in pairwise(spans):
         if before[:2] == after[:2] and after[2] < before[3]:
             name = plan.sources[before[0]].source.name
             report(f"{name}: clips {before[4]} and {after[4]} overlap")
-
-
-def _are_whole_videos(plan: Plan) -> bool:
-    """Whether no source has ranges of a manifest: the plan's fingerprint of the inputs is that of
-    the bare sources then."""
-    absent = {loss.source_id for loss in plan.losses if loss.reason == "unreadable"}
-    absent &= {entry.source.source_id for entry in plan.sources if not entry.content_id}
-    ordered = sorted(
-        (entry.source for entry in plan.sources),
-        key=lambda source: (source.source_root, source.name.encode()),
-    )
-    listing = Listing(
-        sources=tuple(source for source in ordered if source.source_id not in absent),
-        num_ignored=0,
-        missing=tuple(source for source in ordered if source.source_id in absent),
-    )
-    return inputs_fingerprint(listing) == plan.inputs
 
 
 def _check_ids(found: dict[str, FoundShard | None], findings: Findings) -> None:
@@ -269,18 +210,25 @@ def _check_strays(
     folder: Path,
     document: dict[str, Any],
     stems: Iterable[str],
+    later: Container[str],
     found: dict[str, FoundShard | None],
     findings: Findings,
     is_finished: bool,
 ) -> None:
-    """Files that look like ours and that no receipt accounts for."""
-    known = {DATASET, PLAN_DOCUMENT, "plan.parquet", PRIVATE, *TABLES}
+    """Files that look like ours and that no receipt accounts for.
+
+    Args:
+        later: stems of shards of generations that dataset.json does not list yet.
+    """
+    known = {DATASET, PRIVATE, *TABLES}
     planned = set(stems)
     for name in names_in(folder):
         match = SHARD_FILE.fullmatch(name)
-        if name in known or (match is None and not FURTHER_PLAN.fullmatch(name)):
+        if name in known or match is None or PLAN_FILE.fullmatch(name):
             continue
-        stem = match["stem"] if match else ""
+        stem = match["stem"]
+        if stem in later:
+            continue
         shard = found.get(stem)
         if stem in planned:
             is_listed = shard is None or name == f"{stem}.json" or name in shard.receipt.files
