@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from spacepatch.cli.decode_options import SourceRoot, with_encoder
+from spacepatch.cli.decode_options import OnePack, OneSegment, SourceRoot, with_encoder
 from spacepatch.cli.options import Dataset
 from spacepatch.cli.saying import say
 from spacepatch.config import RunConfig
@@ -21,23 +21,43 @@ def command(
     folder: Dataset,
     *,
     out: Annotated[
-        Path, typer.Option("--out", metavar="PNG", parser=local_file, help="PNG to write.")
+        Path,
+        typer.Option(
+            "--out",
+            metavar="FILE",
+            parser=local_file,
+            help="PNG, MP4 or GIF to write, by its suffix.",
+        ),
     ],
+    pack: OnePack = None,
+    segment: OneSegment = None,
     segments: Annotated[
-        int, typer.Option("--segments", help="How many, spread over the dataset.", min=1)
-    ] = 4,
+        int | None,
+        typer.Option(
+            "--segments",
+            help="How many, spread over the dataset (4), or the first of the pack (24).",
+            min=1,
+        ),
+    ] = None,
     frames: Annotated[
-        int, typer.Option("--frames", help="Of each segment, spread over it.", min=1)
-    ] = 6,
+        int | None,
+        typer.Option(
+            "--frames",
+            help="In a PNG: of each segment, spread over it (6; of --segment 48).",
+            min=1,
+        ),
+    ] = None,
+    grid: Annotated[bool, typer.Option(help="Draw the borders of tokens.")] = True,
     source_root: SourceRoot = None,
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace a file of that name.")
     ] = False,
     config: RunConfig,
 ) -> None:
-    """Draw frames of some segments: of the source above, and of the tokens below, decoded.
+    """Draw a pack, a segment, or some segments: frames of the source, and what the tokens hold.
 
-    Without --source-root, those of the tokens alone. Latents and codes need --encoder.
+    A PNG is a sheet of some frames. An MP4 or a GIF has all of them at their true times. Dropped
+    tokens are checkered, masked ones dark. Latents and codes need --encoder.
     """
     from spacepatch.inspection.source_roots import parse_roots
     from spacepatch.preview import preview
@@ -47,8 +67,11 @@ def command(
         out=out,
         config=config,
         roots=parse_roots(source_root or []),
+        pack=pack,
+        segment=segment,
         num_segments=segments,
         num_frames=frames,
+        grid=grid,
         overwrite=overwrite,
     )
     for note in decoded.notes:
@@ -56,6 +79,6 @@ def command(
     for problem in decoded.problems:
         say(f"note: {problem.where}: {problem.what}", err=True)
     if not source_root:
-        say("note: no --source-root: what the tokens decode to is shown alone", err=True)
-    shown = sum(segment.found.decoded_frames is not None for segment in decoded.segments)
-    say(f"{out}: {shown} segments")
+        say("note: no --source-root: what the tokens hold is shown alone", err=True)
+    shown = [len(segment.found.shown) for segment in decoded.segments if segment.found.shown]
+    say(f"{out}: {sum(shown)} frames of {len(shown)} segment{'s' * (len(shown) != 1)}")
