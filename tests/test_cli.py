@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-COMMANDS = "tokenize plan convert fit probe inspect verify preview doctor".split()
+COMMANDS = "tokenize plan convert fit probe inspect verify preview unpack doctor".split()
 HEAVY = ["torch", "webdataset", "av", "pyarrow"]
 
 

@@ -9,45 +9,58 @@ from pathlib import Path
 
 import pyarrow.parquet as parquet
 import pytest
+from typer.main import get_command
+
+from spacepatch.cli import app
 
 ROOT = Path(__file__).resolve().parents[1]
 
+OTHERS = ("--help", "--index-url", "--sort")
+"""Of every program, of pip and of tar."""
+ELSEWHERE = ("performance.md", "cluster.md", "recipes.md", "coming-from.md")
+"""Pages with options of other programs: benchmarks, SLURM, torchrun, Ray, recipes, peers."""
 
-def test_the_page_of_settings_is_current() -> None:
+
+@pytest.mark.parametrize("page", ["settings", "commands"])
+def test_pages_made_from_the_code_are_current(page: str) -> None:
     made = subprocess.run(
         [
             sys.executable,
             "-c",
-            "from make_settings import settings_page; print(settings_page(), end='')",
+            f"from make_{page} import {page}_page; print({page}_page(), end='')",
         ],
         cwd=ROOT / "docs",
         capture_output=True,
         text=True,
         check=True,
     )
-    assert (ROOT / "docs" / "settings.md").read_text() == made.stdout
+    assert (ROOT / "docs" / f"{page}.md").read_text() == made.stdout
+
+
+def test_every_page_is_in_the_index() -> None:
+    index = (ROOT / "docs" / "README.md").read_text()
+    for page in (ROOT / "docs").glob("*.md"):
+        assert page.name == "README.md" or f"]({page.name})" in index, page.name
 
 
 def test_every_command_is_in_the_readme() -> None:
     readme = (ROOT / "README.md").read_text()
-    commands = "tokenize plan finish bench convert repack fit inspect verify preview doctor"
+    commands = (
+        "tokenize plan finish bench convert repack fit inspect verify compare preview unpack doctor"
+    )
     for command in commands.split():
         assert f"spacepatch {command}" in readme
 
 
-def test_every_flag_in_the_readme_exists() -> None:
-    usage = "".join(
-        subprocess.run(
-            [sys.executable, "-m", "spacepatch", command, "--help"],
-            capture_output=True,
-            text=True,
-            check=True,
-        ).stdout
-        for command in ("tokenize", "plan", "bench", "repack", "fit", "verify", "preview")
-    )
-    text = (ROOT / "README.md").read_text().replace("--index-url", "").replace("--help", "")
-    for flag in sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", text))):
-        assert flag in usage, flag
+def test_every_flag_on_the_pages_exists() -> None:
+    program = get_command(app)
+    options = [entry for part in (program, *program.commands.values()) for entry in part.params]
+    known = {name for entry in options for name in (*entry.opts, *entry.secondary_opts)}
+    for page in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
+        if page.name in ELSEWHERE:
+            continue
+        for flag in sorted(set(re.findall(r"(?<![\w-])--[a-z][a-z0-9-]+", page.read_text()))):
+            assert flag in known.union(OTHERS), f"{page.name}: {flag}"
 
 
 def test_every_link_in_the_documentation_leads_somewhere() -> None:

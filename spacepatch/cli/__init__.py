@@ -15,6 +15,7 @@ import typer
 from spacepatch import __version__
 from spacepatch.cli import (
     bench,
+    compare,
     convert,
     doctor,
     finish,
@@ -26,6 +27,7 @@ from spacepatch.cli import (
     probe,
     repack,
     tokenize,
+    unpack,
     verify,
 )
 from spacepatch.cli.saying import say
@@ -53,7 +55,9 @@ for module in (
     probe,
     inspect,
     verify,
+    compare,
     preview,
+    unpack,
     doctor,
 ):
     name = module.__name__.rsplit(".", 1)[-1]
@@ -78,8 +82,8 @@ def options(
 
 
 HINTS = {
-    errno.ENOSPC: "; the run resumes when there is room",
-    errno.EDQUOT: "; the run resumes when there is room",
+    errno.ENOSPC: "; make room and give the same command again: what is done is kept",
+    errno.EDQUOT: "; make room and give the same command again: what is done is kept",
     errno.EACCES: "; give another --out, or leave to write there",
     errno.EROFS: "; give another --out, this one cannot be written",
 }

@@ -13,7 +13,7 @@ from spacepatch.cli.options import with_settings
 
 SETTINGS = (
     "encoder device encoder_dtype encode_batch allow_download trust_encoder allow_pickle_weights "
-    "expect_sha256 workers timeout worker_memory"
+    "expect_sha256 allow_network workers timeout worker_memory"
 ).split()
 """Of a run, those that a dataset does not say, or that may be other ones."""
 
@@ -22,8 +22,22 @@ SourceRoot = Annotated[
     typer.Option(
         "--source-root",
         metavar="N=DIR",
-        help="Where the sources of the N-th SOURCE argument lie, from 0; DIR alone: of all.",
+        help="Where the sources of the N-th SOURCE argument lie, from 0: a folder, or the URL of "
+        "one; DIR alone: of all.",
     ),
+]
+
+OnePack = Annotated[
+    str | None,
+    typer.Option(
+        "--pack",
+        metavar="K",
+        help="Only this pack: its number, from 0 (as of PackDataset), or its key.",
+    ),
+]
+OneSegment = Annotated[
+    str | None,
+    typer.Option("--segment", metavar="ID", help="Only this segment: its id, or how that begins."),
 ]
 
 

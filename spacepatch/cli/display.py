@@ -16,8 +16,11 @@ import typer
 from spacepatch.bounds import LowerBound
 from spacepatch.cli.saying import printable, say
 from spacepatch.config import RunConfig, to_toml
-from spacepatch.data import Loss, Source, Task, TaskReport
-from spacepatch.pipeline import JobReport, Plan, RunSummary, Watch
+from spacepatch.data import Loss, Source, TaskReport
+from spacepatch.hints import LOOK
+from spacepatch.pipeline import JobReport, RunSummary, Watch
+from spacepatch.pipeline.plan import PlannedTask
+from spacepatch.pipeline.planfile import StoredPlan
 from spacepatch.probes import Probed, describe_cut
 
 SOURCES_SHOWN = 40
@@ -33,8 +36,7 @@ class RunProgress:
         self._live: Any = None
         self._task: Any = None
         self._tokens = self._planned = self._passed = self._lost = self._packs = 0
-        self._packed_tokens = self._num_sources = 0
-        self._sources: set[int] = set()
+        self._packed_tokens = self._jobs = self._num_jobs = 0
         self._pack_length = 1
         self._seconds = 0.0
         self._start = time.monotonic()
@@ -97,27 +99,33 @@ class RunProgress:
         """Of a dataset that is written anew."""
         self._show("rewriting", done, total, f"{done}/{total} shards")
 
-    def _on_start(self, plan: Plan, pending: Sequence[Task]) -> None:
-        self._pack_length = plan.layout.pack_length
-        self._planned = sum(clip.num_kept for task in pending for clip in task.clips)
-        self._num_sources = len({clip.source for task in pending for clip in task.clips})
+    def on_pack(self, done: int, total: int) -> None:
+        """Of a dataset that is unpacked."""
+        self._show("unpacking", done, total, f"{done}/{total} packs")
+
+    def _on_start(self, plan: StoredPlan, pending: Sequence[PlannedTask]) -> None:
+        self._pack_length = plan.head.layout.pack_length
+        self._planned = sum(task.num_tokens for task in pending)
+        self._num_jobs = sum(task.num_jobs for task in pending)
         self._start = time.monotonic()
-        if not pending:
+        if not plan.tasks:
+            typer.echo("nothing to do: no clip of any source can be had", err=True)
+        elif not pending:
             typer.echo("nothing left to do: every shard has its receipt", err=True)
         if self._live is not None:
             if self._task is not None:
                 self._live.remove_task(self._task)
                 self._task = None
             self._live.console.print(
-                f"plan: {len(plan.sources)} sources, {plan.num_clips} clips, "
-                f"{'<= ' if plan.is_bound else ''}{plan.num_tokens:,} tokens, "
+                f"plan: {plan.num_sources} sources, {plan.num_clips} clips, "
+                f"{'<= ' if plan.head.is_bound else ''}{plan.num_tokens:,} tokens, "
                 f"{len(plan.tasks)} shards"
                 + (f", {len(pending)} left to do" if len(pending) < len(plan.tasks) else "")
             )
         self._refresh(0)
 
     def _on_job(self, report: JobReport) -> None:
-        self._sources.add(report.source)
+        self._jobs += 1
         self._tokens += report.tokens
         self._seconds += report.seconds_of_video
         self._lost += report.is_lost
@@ -138,7 +146,7 @@ class RunProgress:
             "eta",
             self._passed,
             self._planned,
-            f"{len(self._sources)}/{self._num_sources} videos {_brief(self._tokens)} tokens{fill} "
+            f"{self._jobs}/{self._num_jobs} videos {_brief(self._tokens)} tokens{fill} "
             f"{_brief(self._tokens / elapsed)}/s {self._seconds / elapsed:.1f}x {self._lost} lost",
         )
 
@@ -175,6 +183,8 @@ def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
         )
     if summary.lost_sources:
         typer.echo(f"{len(summary.lost_sources)} sources are lost entirely: exit code 3", err=True)
+    if not totals["segments"]:
+        typer.echo(f"nothing was written: {LOOK}", err=True)
 
 
 def show_losses(losses: Sequence[Loss], table: Path) -> None:
@@ -222,7 +232,8 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
     # Static tubelets are known when they are seen: until then, the most that there can be.
     most = "<= " if totals["is_bound"] else ""
     rows = []
-    for row in figures["sources"][:SOURCES_SHOWN]:
+    listed = figures["sources"] or []
+    for row in listed[:SOURCES_SHOWN]:
         lost = ", ".join(sorted({loss["reason"] for loss in row["losses"]}))
         rows.append(
             [
@@ -238,10 +249,11 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
             ]
         )
     header = "source shown resized seconds fps frames clips tokens lost".split()
-    show_table(header, rows, right={3, 4, 5, 6, 7})
-    if len(figures["sources"]) > SOURCES_SHOWN:
-        typer.echo(f"... and {len(figures['sources']) - SOURCES_SHOWN} more sources (--json)")
-    typer.echo("")
+    if listed:
+        show_table(header, rows, right={3, 4, 5, 6, 7})
+        if len(listed) > SOURCES_SHOWN:
+            typer.echo(f"... and {len(listed) - SOURCES_SHOWN} more sources (--json)")
+        typer.echo("")
     typer.echo(
         f"{totals['sources']:,} sources ({totals['ignored']} files ignored), "
         f"{totals['clips']:,} clips, {totals['frames']:,} frames, {most}{totals['tokens']:,} tokens"
@@ -278,9 +290,14 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
             for entry in figures["better_pack_lengths"]
         )
         typer.echo(f"\nbetter pack lengths nearby: {near}")
-    for row in figures["sources"][:SOURCES_SHOWN]:
+    for row in listed[:SOURCES_SHOWN]:
         for loss in row["losses"]:
             say(f"lost: {row['source']}: {loss['reason']}: {loss['message']}", err=True)
+    if figures["sources"] is None:  # too many to be listed; plan.parquet has them
+        for reason, count in totals["losses"].items():
+            typer.echo(f"lost: {count:,} times {reason}", err=True)
+    if not totals["clips"]:
+        say(f"warning: there would be no shard: {LOOK}", err=True)
     for names in figures["duplicates"]:
         say(f"warning: the same file: {', '.join(names)}", err=True)
     for warning in figures["warnings"]:

@@ -10,8 +10,10 @@ from typing import Annotated, Any
 
 import typer
 
+from spacepatch.cli.completion import preset_words, words_of
 from spacepatch.config import RunConfig, load_config
-from spacepatch.storage import open_folder
+from spacepatch.config.settings import WORDS
+from spacepatch.storage import local_file, open_folder
 
 Sources = Annotated[
     list[str],
@@ -25,7 +27,10 @@ Sources = Annotated[
 ConfigFile = Annotated[
     Path | None, typer.Option("--config", help="Settings in a TOML file, keys as the options here.")
 ]
-Preset = Annotated[str | None, typer.Option("--preset", help="Named settings that come with it.")]
+Preset = Annotated[
+    str | None,
+    typer.Option("--preset", help="Named settings that come with it.", autocompletion=preset_words),
+]
 Root = Annotated[
     str | None,
     typer.Option(
@@ -70,8 +75,24 @@ NewShards = Annotated[
     ),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Machine-readable result on stdout.")]
+Html = Annotated[
+    Path | None,
+    typer.Option(
+        "--html",
+        metavar="FILE",
+        parser=local_file,
+        help="Write one page with charts to this file, for any browser; no network is asked.",
+    ),
+]
 Overwrite = Annotated[
     bool, typer.Option("--overwrite", help="Begin anew; remove what a former run wrote there.")
+]
+Append = Annotated[
+    bool,
+    typer.Option(
+        "--append",
+        help="Add to what is there: only sources that are new, or have changed, are done.",
+    ),
 ]
 
 
@@ -130,7 +151,9 @@ def _option(name: str) -> inspect.Parameter:
     text = field.description or ""
     if field.default not in (None, False):
         text += f" Default {field.default}."
-    return _parameter(name, Annotated[kind, typer.Option(*flags, help=text)], None)
+    complete = words_of(name) if name in WORDS else None
+    option = typer.Option(*flags, help=text, autocompletion=complete)
+    return _parameter(name, Annotated[kind, option], None)
 
 
 def _parameter(name: str, annotation: Any, default: Any) -> inspect.Parameter:

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from spacepatch.cli.completion import words_of
 from spacepatch.cli.options import Bound, Dataset, Json, NewShards, Overwrite
 
 EXAMPLE = "Example:  spacepatch repack shards/ --pack-length 16384 --packer optimal --out longer/"
@@ -20,7 +21,11 @@ def command(
     ] = None,
     packer: Annotated[
         str | None,
-        typer.Option("--packer", help="Which segments share a pack, as of spacepatch tokenize."),
+        typer.Option(
+            "--packer",
+            help="Which segments share a pack, as of spacepatch tokenize.",
+            autocompletion=words_of("packer"),
+        ),
     ] = None,
     max_segments: Annotated[
         int | None,
@@ -36,6 +41,7 @@ def command(
         typer.Option(
             "--balance",
             help="attention: packs of near-equal sums of squared lengths, no more of them; none.",
+            autocompletion=words_of("balance"),
         ),
     ] = None,
     shard_size: Annotated[

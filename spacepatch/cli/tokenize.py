@@ -10,7 +10,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from spacepatch.cli.options import Json, Out, Overwrite, Root, ShowConfig, Sources, with_settings
+from spacepatch.cli.options import (
+    Append,
+    Json,
+    Out,
+    Overwrite,
+    Root,
+    ShowConfig,
+    Sources,
+    with_settings,
+)
 from spacepatch.config import RunConfig
 
 if TYPE_CHECKING:
@@ -29,6 +38,7 @@ def command(
     out: Out = None,
     root: Root = None,
     overwrite: Overwrite = False,
+    append: Append = False,
     retry_lost: Annotated[
         bool,
         typer.Option(
@@ -73,6 +83,11 @@ def command(
                 "overwrite: would remove what other ranks make; begin anew with spacepatch plan "
                 "--overwrite, then start the ranks"
             )
+        if append:
+            raise ConfigError(
+                "append: what is new is planned once; do that with spacepatch plan --append, then "
+                "start the ranks"
+            )
         if config.executor != "local":
             raise ConfigError(
                 f"executor: {config.executor} shares out the shards itself; leave --rank out"
@@ -96,6 +111,7 @@ def command(
             config=config,
             root=root,
             overwrite=overwrite,
+            append=append,
             retry_lost=retry_lost,
             watch=progress.watch(),
         )

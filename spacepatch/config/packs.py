@@ -75,6 +75,8 @@ class PackFields(BaseModel):
     def _shard_name(cls, value: str | None) -> str | None:
         if value is not None and not re.fullmatch(SHARD_NAME, value):
             raise ValueError(f"must be 1 to {MAX_NAME} of 0-9 A-Z a-z _ -")
+        if value == "plan":
+            raise ValueError("plan-000001.json is that of an --append; give another name")
         return value
 
     @field_validator("shard_size", mode="before")
@@ -106,26 +108,31 @@ class RunFields(BaseModel):
         None, "run", "Worker processes; default: one a core (cgroup limits respected).", ge=1
     )
     executor: str = setting(
-        "local", "run", "Where shards are made: by workers here (local), or by a Ray cluster (ray)."
+        "local",
+        "run",
+        "Where sources are probed and shards made: by workers here (local), or by a Ray cluster "
+        "(ray).",
     )
     address: str | None = setting(
         None,
         "run",
-        "HOST:PORT of the head of a Ray cluster that this machine is a node of, or local: one is "
-        "started here. Default: RAY_ADDRESS, else the cluster that runs here, else local.",
+        "HOST:PORT of the head of a Ray cluster that this machine is a node of, ray://HOST:PORT "
+        "where it is none, or local: one is started here. Default: RAY_ADDRESS, else the cluster "
+        "that runs here, else local.",
     )
     cpus_per_task: int = setting(
         1,
         "run",
-        "CPUs, and worker processes, of a shard on Ray. With 1 none waits for another at a "
-        "shard's end; more where there are fewer shards than CPUs, or little memory.",
+        "CPUs, and worker processes, of a task on Ray: a shard, or some sources to be probed. "
+        "With 1 none waits for another at a shard's end; more where there are fewer shards than "
+        "CPUs, or little memory.",
         ge=1,
         le=1024,
     )
     gpus_per_task: float | None = setting(
         None,
         "run",
-        "GPUs of a shard on Ray, such as 0.5. Default: 1 where --device is cuda, else 0.",
+        "GPUs of a task on Ray, such as 0.5. Default: 1 where --device is cuda, else 0.",
         ge=0,
         le=64,
     )

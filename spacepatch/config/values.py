@@ -6,6 +6,7 @@ import hashlib
 import json
 import re
 from fractions import Fraction
+from functools import lru_cache
 from typing import Any
 
 
@@ -51,6 +52,7 @@ def to_toml(values: dict[str, Any]) -> str:
     return "\n".join(lines) + "\n"
 
 
+@lru_cache(maxsize=64)
 def parse_bytes(text: str) -> int:
     """``256MB`` (10**6), ``1GiB`` (2**30) or a plain number, in bytes.
 
