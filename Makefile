@@ -4,13 +4,14 @@ PYTHON ?= python3
 PYTEST_ARGS ?=
 FUZZ ?= 10000
 TRIALS ?= 200
-BENCH ?= packing loader packs speed growth table
+BENCH ?= packing loader packs plans speed growth table
 BENCH_ARGS ?=
+PYTHONS ?= $(PYTHON)
 BIN := .venv/bin
 INSTALLED := .venv/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test fuzz soak trials bench check samples clean
+.PHONY: help demo test fuzz soak trials bench check samples release clean
 
 help: ## list the targets
 	@echo "Targets (PYTHON=$(PYTHON) makes .venv):"
@@ -27,6 +28,7 @@ demo: $(INSTALLED) ## turn samples/clips into demo-shards and describe them
 		*) echo "demo: spacepatch tokenize failed with exit code $$code" >&2; exit $$code ;; \
 	esac
 	$(BIN)/spacepatch inspect demo-shards
+	@echo "Next, a folder of your own: . $(BIN)/activate && spacepatch plan YOUR_VIDEOS/"
 
 # Three processes for two cores, because tests of kills, clusters and stores mostly wait. A file stays
 # in one, with what its tests share. In the order of tests/conftest.py.
@@ -55,6 +57,9 @@ check: $(INSTALLED) ## check format, lint and types
 
 samples: $(INSTALLED) ## make samples/clips again
 	$(BIN)/python samples/make_clips.py
+
+release: $(INSTALLED) ## build dist/ and use it in a fresh environment (PYTHONS="python3.12 python3.13")
+	$(BIN)/python tests/release.py --python $(PYTHONS)
 
 clean: ## remove what the targets made, except .venv
 	rm -rf demo-shards build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -13,6 +13,7 @@ from filelock import FileLock
 from numbered_clips import ClipOf, make_numbered
 from s3_server import S3Server, s3_server
 from small_runs import LOADED, make_dataset
+from web_server import Server, web_server
 
 if TYPE_CHECKING:
     from recipes import ShardsOf
@@ -173,7 +174,7 @@ def pack_dataset(packed_folder: Path) -> "PackDataset":
 @pytest.fixture
 def without_scipy(monkeypatch: pytest.MonkeyPatch) -> None:
     """As where scipy is not installed."""
-    for name in ("scipy", "scipy.optimize", "scipy.sparse"):
+    for name in ("scipy", "scipy.optimize", "scipy.sparse", "scipy.stats"):
         monkeypatch.setitem(sys.modules, name, None)
 
 
@@ -228,6 +229,13 @@ def bucket(s3: S3Server, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     yield s3.bucket()
     s3.inject()
     configure(None, 0)
+
+
+@pytest.fixture
+def server() -> Iterator[Server]:
+    """A web server without files."""
+    with web_server() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -345,7 +345,7 @@ def loop(folder: str) -> None:
 
     config = RunConfig(num_frames=8, max_tokens_per_frame=64, workers=1)
     with tempfile.TemporaryDirectory(prefix="soak-") as out:
-        plan = make_plan([folder], config=config, out=Path(out))
+        plan = make_plan([folder], config=config, out=Path(out)).whole()
     settings = TokenSettings(config.layout, config.tail, config.resampler)
     clips = [clip for task in plan.tasks for clip in task.clips]
     clips.sort(key=lambda clip: plan.sources[clip.source].source.name)

@@ -44,6 +44,7 @@ BAD = [
     ("fps", "1/0"),
     ("fps", "nan"),
     ("num_frames", 0),
+    ("name", "plan"),
     ("num_frames", "many"),
     ("clip_seconds", "0"),
     ("clip_stride", "x"),

@@ -17,6 +17,7 @@ import av
 import fitted_codecs
 import pytest
 from conftest import SpacepatchCli
+from json_schemas import faults_of
 
 from spacepatch.pipeline.benching import best_workers, worker_counts
 from spacepatch.stages import OTHER, counted, looking, stage, timed
@@ -43,6 +44,7 @@ def test_the_stages_add_up_and_the_counts_are_those_of_tokenize(
     assert contents(spoilable) == before
     assert sorted(spoilable.parent.iterdir()) == beside
     found: dict[str, Any] = json.loads(done.stdout)
+    assert faults_of("bench", found) == []
 
     stages = ["probe", "decode", "resize", "tubelets", "pack", "hash", "write", "other"]
     assert sorted(found["stages"]) == sorted(stages)

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import clips as making
-from tests.benchmarks import contenders, growth, packing, speed, table
+from tests.benchmarks import contenders, growth, packing, plans, speed, table
 from tests.benchmarks.children import Run, run
 from tests.benchmarks.results import Figure, conclude
 
@@ -245,3 +245,16 @@ def test_the_page_gets_the_table_and_keeps_its_text(results: Path) -> None:
     assert made.startswith(before) and made.endswith(page.partition(table.END)[2])
     with pytest.raises(ValueError, match="once each"):
         table.fill_page(before, [])
+
+
+# --- plans ---------------------------------------------------------------------------------------
+
+
+def test_a_simulated_plan_has_every_step_and_every_source(tmp_path: Path) -> None:
+    found = plans.simulate(3000, tmp_path)
+    assert set(plans.STEPS) < set(found)
+    assert all(found[name]["megabytes"] > 10 for name in plans.STEPS)
+    assert found["size"]["clips"] > 2900 and found["size"]["tasks"] > 100
+    figures = plans.grown([10, 100], [found, found])
+    (growth,) = (one for one in figures if one.measure.startswith("growth"))
+    assert growth.each == [pytest.approx(0.1)]

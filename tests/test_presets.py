@@ -55,7 +55,7 @@ def clip_720p(tmp_path_factory: pytest.TempPathFactory, ffmpeg: str) -> Path:
 def planned(path: Path, preset: str, **flags: Any) -> tuple[list[ClipSpec], RunConfig]:
     """The clips of one video with a preset."""
     config = load_config({"workers": 1, **flags}, preset=preset)
-    plan = make_plan([str(path)], config=config)
+    plan = make_plan([str(path)], config=config).whole()
     return [clip for task in plan.tasks for clip in task.clips], config
 
 

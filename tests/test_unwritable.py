@@ -82,6 +82,9 @@ def test_a_disk_that_fills_up_at_any_file_is_one_line_and_the_same_command_goes_
     shards = [sorted(untroubled.glob(f"{receipt.stem}.*")) for receipt in receipts]
     one, two, three = (pages(*plan, *itertools.chain(*shards[:n])) for n in (1, 2, 3))
     out = disk / "out"
+    full = (
+        "No space left on device; make room and give the same command again: what is done is kept"
+    )
     for room, num_finished in [
         (4096, 0),  # not even the plan
         (pages(*plan) - 4096, 0),  # plan.parquet, and no plan.json
@@ -92,7 +95,7 @@ def test_a_disk_that_fills_up_at_any_file_is_one_line_and_the_same_command_goes_
         (three + pages(*untroubled.glob("[sl]*.parquet")), 3),  # but for dataset.json
     ]:
         remount(disk, f"size={room}")
-        assert_fails(clips, out, "No space left on device; the run resumes when there is room")
+        assert_fails(clips, out, full)
         assert_nothing_half_visible(out)
         finished = [receipt.name for receipt in receipts if (out / receipt.name).exists()]
         assert len(finished) == num_finished, (room, finished)
