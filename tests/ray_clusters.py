@@ -14,8 +14,8 @@ SMALL: dict[str, Any] = {"object_store_memory": 80 * MEGABYTE}
 """Of each node: its part of the memory that objects are shared in."""
 QUICK = {"health_check_initial_delay_ms": 1000, "health_check_period_ms": 1000}
 QUICK |= {"health_check_timeout_ms": 10_000, "health_check_failure_threshold": 3}
-"""Settings of a cluster that soon takes a killed node for lost, whose port refuses at once; one that
-is only slow, on a machine with much to do, is waited for."""
+"""Settings of a cluster that soon takes a killed node for lost, whose port refuses at once; one
+that is only slow, on a machine with much to do, is waited for."""
 
 
 def make_cluster(**more: Any) -> Any:
