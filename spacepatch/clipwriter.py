@@ -174,6 +174,24 @@ class ClipWriter:
         self._account_for_rows(grid_t, count, losses)
         return self._result(grid_t, count, losses)
 
+    def finish_as_planned(self) -> ClipTokens:
+        """What the clip would give if all of its frames came: without a picture, and no tokens.
+
+        Of static tubelets, which are found in pictures, nobody can say."""
+        losses: list[ClipLoss] = []
+        self._next = len(self._samples)
+        grid_t = self._account_for_end(self._next, losses)
+        nothing = np.empty(0)
+        for row in range(grid_t):
+            self._rows.append(row)
+            if self._dropper is None:
+                self._filled += self.cells
+                continue
+            keep = self._dropper.keep(row, nothing, nothing)[self._order]
+            self._filled += int(keep.sum())
+            self._kept.append((row * self.cells + self._order[keep]).astype(np.uint32))
+        return self._result(grid_t, self._next, losses)
+
     def _account_for_end(self, count: int, losses: list[ClipLoss]) -> int:
         """What the end of the clip loses, of which `count` samples can be used; the grid rows that
         they fill."""

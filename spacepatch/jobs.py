@@ -95,6 +95,20 @@ def tokens_of(job: Job) -> Iterator[tuple[np.ndarray, ClipTokens]]:
             yield writer.tokens[: result.num_kept], result
 
 
+def planned_tokens(
+    clips: Sequence[ClipSpec], clip_ids: Sequence[str], settings: TokenSettings
+) -> JobResult:
+    """What a job would say of its clips if all of their frames came: nothing is decoded."""
+    nothing = np.empty((0, 0), np.uint8)
+    return JobResult(
+        tuple(
+            ClipWriter(clip, nothing, settings, clip_id=identity).finish_as_planned()
+            for clip, identity in zip(clips, clip_ids, strict=True)
+        ),
+        {},
+    )
+
+
 def arena_bytes(settings: TokenSettings, clip: ClipSpec) -> int:
     """What a clip takes in the arena: its tokens, then its pixel tokens if it has such."""
     content = settings.num_bytes(clip)

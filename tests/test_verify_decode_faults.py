@@ -36,9 +36,9 @@ from spacepatch.config import load_config
 from spacepatch.errors import ConfigError, EncodeError
 from spacepatch.inspection.decoded import Decoded
 from spacepatch.inspection.decoding import decode_segments
-from spacepatch.inspection.source_roots import ANY, SourceRoots, parse_roots
 from spacepatch.pipeline import read_plan
 from spacepatch.shards import SEGMENTS
+from spacepatch.source_roots import ANY, SourceRoots, parse_roots
 
 
 @pytest.fixture(scope="module")

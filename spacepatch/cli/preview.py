@@ -59,8 +59,8 @@ def command(
     A PNG is a sheet of some frames. An MP4 or a GIF has all of them at their true times. Dropped
     tokens are checkered, masked ones dark. Latents and codes need --encoder.
     """
-    from spacepatch.inspection.source_roots import parse_roots
     from spacepatch.preview import preview
+    from spacepatch.source_roots import parse_roots
 
     decoded = preview(
         folder,

@@ -54,7 +54,7 @@ def command(
     decoded, stopped = None, None
     if decode is not None:
         from spacepatch.inspection.decoding import decode_segments
-        from spacepatch.inspection.source_roots import parse_roots
+        from spacepatch.source_roots import parse_roots
 
         roots = parse_roots(source_root or [])
         # First, for what is missing of its options is soon known; a check of all may take hours.

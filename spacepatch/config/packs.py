@@ -8,6 +8,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict, field_validator
 
 from spacepatch.config.fields import setting
+from spacepatch.config.stores import spell_store
 from spacepatch.config.values import parse_bytes
 
 SHARD_NAME = r"[0-9A-Za-z_-]{1,32}"
@@ -50,13 +51,29 @@ class PackFields(BaseModel):
         False, "layout", "Let the packer cut segments between grid rows to fill packs."
     )
     shard_size: str = setting(
-        "256MB", "layout", "Size of a shard at most (64MB, 1GiB); a task holds one in memory."
+        "256MB",
+        "layout",
+        "Size of a shard at most (64MB, 1GiB), were its tokens stored as they are, so that packs "
+        "are the same in every store; a task holds one in memory.",
     )
     index: str = setting(
         "auto",
         "layout",
         "full stores ids and positions for each token, compact rebuilds them; auto: full from 64 "
         "bytes a token up.",
+    )
+    store: str = setting(
+        "tokens",
+        "layout",
+        "What shards hold: tokens; refs, all but the tokens, which are decoded when they are "
+        "loaded; compressed, pixel tokens without loss; compressed:DB, pixel tokens of a PSNR of "
+        "so many dB at least.",
+    )
+    checked: bool = setting(
+        False,
+        "layout",
+        "With store refs: decode once, pack what there really is, and note the checksum of each "
+        "segment's tokens.",
     )
     name: str | None = setting(
         None, "layout", "Name of the shards; default: 8 hex digits of the plan's id."
@@ -78,6 +95,11 @@ class PackFields(BaseModel):
         if value == "plan":
             raise ValueError("plan-000001.json is that of an --append; give another name")
         return value
+
+    @field_validator("store")
+    @classmethod
+    def _store(cls, value: str) -> str:
+        return spell_store(value)
 
     @field_validator("shard_size", mode="before")
     @classmethod

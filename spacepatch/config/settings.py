@@ -35,6 +35,7 @@ COMPANIONS = {
     "crop": ("short_side",),
     "buckets": ("resolution",),
     "store_mask": ("mask",),
+    "checked": ("store",),
 }
 """Settings that mean something only beside one of others, with which a higher layer displaces
 them."""
@@ -130,6 +131,7 @@ class RunConfig(
         self._check_tokens()
         self._check_memory()
         self._check_executor()
+        self._check_store()
         if self.window is not None and self.packer != "first-fit":
             raise ValueError(f"window is for packer first-fit, not {self.packer}")
         if self.cut_to_fit and self.packer != "best-fit-decreasing":
@@ -163,6 +165,24 @@ class RunConfig(
             value = getattr(self, key)
             if value != RunFields.model_fields[key].default:
                 raise ValueError(f"{key} {value} is for executor ray, not {self.executor}")
+
+    def _check_store(self) -> None:
+        if self.checked and self.store != "refs":
+            raise ValueError(f"checked is for store refs, not {self.store}")
+        if self.store != "tokens" and self.encoder is not None:
+            raise ValueError(
+                f"store {self.store} is for pixels: what an encoder makes is small, and not made "
+                "again at every load; leave it or the encoder out"
+            )
+        if self.is_planned_only and (self.drop or "").startswith("static"):
+            raise ValueError(
+                "drop static looks at pixels, and store refs decodes none: add --checked"
+            )
+
+    @property
+    def is_planned_only(self) -> bool:
+        """Whether shards are made without a decoded frame."""
+        return self.store == "refs" and not self.checked
 
     def _check_sampler(self) -> None:
         by_time = not (self.every_frame or self.keyframes or self.stride)

@@ -17,7 +17,6 @@ from spacepatch.inspection.comparing import Compared, Request, compare_segment
 from spacepatch.inspection.decoded import Decoded, DecodedSegment
 from spacepatch.inspection.folders import read_batches, read_finished
 from spacepatch.inspection.given_encoder import given_encoder
-from spacepatch.inspection.source_roots import SourceRoots
 from spacepatch.jobs import Job
 from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.limits import available_cores
@@ -30,6 +29,7 @@ from spacepatch.pipeline.whole import make_pool
 from spacepatch.randomness import Draws
 from spacepatch.remote import shown
 from spacepatch.shards import SEGMENTS, shard_stem
+from spacepatch.source_roots import SourceRoots
 from spacepatch.stored_frames import patch_pixels
 from spacepatch.workers import Fault
 

@@ -18,6 +18,7 @@ from spacepatch.inspection.segments import Row
 from spacepatch.inspection.tars import Sample
 from spacepatch.inspection.totals import PackTotals
 from spacepatch.shards import ShardReceipt, check_version
+from spacepatch.shards.writing import PACK_JSON_REFERENCE
 from spacepatch.token_dtypes import storage_of
 
 SEGMENTS = "segments.npy"
@@ -213,13 +214,14 @@ def _check_document(
     for key, value in constants.items():
         if document.get(key) != value:
             report(f"pack.json: {key} is {document.get(key)!r}, not {value!r}")
+    keys = [*DESCRIBED, *(PACK_JSON_REFERENCE if receipt.store == "refs" else ())]
     described = document.get("segments")
     if not isinstance(described, list) or len(described) != len(rows):
         report(f"pack.json does not describe the {len(rows)} segments of segments.parquet")
         return
     for place, (found, row) in enumerate(zip(described, rows, strict=True)):
         found = found if isinstance(found, dict) else {}
-        expected = {key: row[key] for key in DESCRIBED} | {"extra": _extra(row)}
+        expected = {key: row[key] for key in keys} | {"extra": _extra(row)}
         wrong = [key for key, value in expected.items() if found.get(key) != value]
         if wrong:
             report(

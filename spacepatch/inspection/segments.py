@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from spacepatch.config.stores import floor_of
 from spacepatch.distributions import NUMBER
 from spacepatch.drop import Drawn, DrawnRate, DrawnStatic, DrawnTokens
 from spacepatch.framerules import PIXELS, Lattice
@@ -92,7 +93,7 @@ def is_sound(row: Row, report: Report) -> bool:
         json.loads(row["extra"])
     except (ValueError, RecursionError):
         faults.append("extra is no JSON")
-    for key in ("source_fps", "sampled_fps", "aspect_error", "scale", "crop", "seconds"):
+    for key in ("source_fps", "sampled_fps", "psnr", "aspect_error", "scale", "crop", "seconds"):
         if not np.isfinite(np.array(row[key] or 0.0)).all():
             faults.append(f"{key} is not finite")
     if row["crop"] is not None and len(row["crop"]) != 4:
@@ -107,11 +108,12 @@ def is_sound(row: Row, report: Report) -> bool:
     return not faults
 
 
-def check_segment(row: Row, report: Report, *, origin: Origin, width: int) -> None:
+def check_segment(row: Row, report: Report, *, origin: Origin, width: int, store: str) -> None:
     """Report what a row (that `is_sound`) says against itself.
 
     Args:
         width: values in a token of its pack.
+        store: what its pack holds: tokens, refs or compressed.
     """
     grid_t, grid_h, grid_w = row["grid_thw"]
     tubelet, (patch_h, patch_w) = row["tubelet_size"], row["patch_size"]
@@ -126,13 +128,27 @@ def check_segment(row: Row, report: Report, *, origin: Origin, width: int) -> No
     if row["halo"] < 0 or width not in widths:
         patch = f"{tubelet}x{patch_h}x{patch_w}"
         report(f"its pack has tokens of {width} values, not of patch {patch}, halo {row['halo']}")
-    if not READERS.issuperset(row["decoder"].split(", ")):
-        report(f"decoder is {row['decoder']!r}")
+    _check_store(row, report, origin, store)
     _check_frames(row, report, origin)
     _check_num_kept(row, report, origin.lattice)
     _check_fit(row, report)
     _check_times(row, report, origin.lattice)
     _check_settings(row, report, origin)
+
+
+def _check_store(row: Row, report: Report, origin: Origin, store: str) -> None:
+    """What is said of its tokens: who decoded them, and what became of them."""
+    if row["tokens_crc32c"] is not None:
+        if not READERS.issuperset(row["decoder"].split(", ")):
+            report(f"decoder is {row['decoder']!r}")
+    elif store != "refs" or row["decoder"]:
+        report(f"has no tokens_crc32c, with store {store} and decoder {row['decoder']!r}")
+    psnr, asked = row["psnr"], str(origin.settings.get("store", "compressed:0"))
+    floor = floor_of(asked)
+    if psnr is not None and (store != "compressed" or floor is None):
+        report(f"has psnr {psnr}, and store is {asked}")
+    elif psnr is not None and floor is not None and not psnr >= floor:
+        report(f"psnr is {psnr}, less than the {floor:g} dB of store {asked}")
 
 
 def _check_frames(row: Row, report: Report, origin: Origin) -> None:

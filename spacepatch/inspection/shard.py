@@ -183,11 +183,12 @@ def _check_table(
                 are_sound = False
                 continue
             num_tokens += row["num_kept"]
-            if row["source_id"] not in receipt.observed:
+            is_decoded = row["tokens_crc32c"] is not None
+            if is_decoded and row["source_id"] not in receipt.observed:
                 unseen.add(row["source"])
             width = receipt.pack_token_widths[row["pack"]]
             num_values += row["num_kept"] * width
-            check_segment(row, at, origin=origin, width=width)
+            check_segment(row, at, origin=origin, width=width, store=receipt.store)
             is_whole = (row["source_id"], row["clip"]) not in lost_in_encoding
             if row["corrupt_frames"] and is_whole and PIXELS in receipt.members:
                 at(

@@ -12,7 +12,9 @@ from spacepatch.shards.tables import read_arrow, schema_of
 if TYPE_CHECKING:
     import pyarrow as pa
 
-NULLABLE_SEGMENTS = frozenset({"source_fps", "sampled_fps", "crop", "drop"})
+NULLABLE_SEGMENTS = frozenset(
+    {"source_fps", "sampled_fps", "crop", "drop", "tokens_crc32c", "psnr"}
+)
 
 
 def read_checked(

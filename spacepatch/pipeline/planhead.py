@@ -46,6 +46,7 @@ def layout_of(config: RunConfig, largest: int, facts: EncoderFacts | None = None
         index=config.index,
         position_dtype="int16" if largest < 2**15 else "int32",
         order=config.order,
+        store=config.store.partition(":")[0],
         channels=channels,
         halo=config.halo,
         run_lengths=static_threshold(config.drop) is not None,
@@ -70,11 +71,10 @@ def content_fingerprints(
     token: dict[str, Any], layout: dict[str, Any], facts: EncoderFacts | None
 ) -> dict[str, str]:
     """The fingerprints `token` and `layout`, of the settings that are parts of them."""
-    layout = {"store": "tokens", **layout}
     if facts is not None:
         # Whatever its file or folder is called; its constants say how tokens are to be read.
         token = token | {"encoder": facts.identity}
-        layout["constants"] = facts.constants
+        layout = layout | {"constants": facts.constants}
     return {"token": fingerprint(token), "layout": fingerprint(layout)}
 
 

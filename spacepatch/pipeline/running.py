@@ -17,7 +17,7 @@ from spacepatch.balancing import Spread
 from spacepatch.clipwriter import ClipLoss
 from spacepatch.data import Loss, Task, TaskReport
 from spacepatch.errors import ShardError
-from spacepatch.jobs import Job, JobResult, arena_bytes, run_job
+from spacepatch.jobs import Job, JobResult, arena_bytes, planned_tokens, run_job
 from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.pipeline.encoded import with_pixels
 from spacepatch.pipeline.job_settings import token_settings
@@ -119,6 +119,11 @@ def run_tasks(
                 ):
                     task = waiting.popleft()
                     running = Running.of(plan.part(task), arenas, encoder)
+                    if running.is_planned_only:
+                        for place in range(len(running.clips_of_job)):
+                            on_job(_report(running, place))
+                        writing.append(writer.submit(write_task, running, folder))
+                        continue
                     opened[running.task.number] = running
                     jobs.extend(running.jobs)
                 while jobs and pool.has_room:
@@ -174,7 +179,7 @@ def _report(running: Running, place: int) -> JobReport:
 
 @dataclass(slots=True)
 class Running:
-    """A task whose jobs are under way."""
+    """A task whose jobs are under way; or which needs none, as nothing of it is decoded."""
 
     plan: Plan
     """Of this task alone."""
@@ -200,7 +205,11 @@ class Running:
             facts=plan.encoder,
             pixel_tubelet=layout.pixel_tubelet,
         )
-        sizes = [-(-arena_bytes(settings, clip) // ALIGNMENT) * ALIGNMENT for clip in task.clips]
+        is_decoded = layout.store != "refs" or plan.settings["checked"]
+        sizes = [
+            -(-arena_bytes(settings, clip) // ALIGNMENT) * ALIGNMENT if is_decoded else 0
+            for clip in task.clips
+        ]
         offsets = [0, *np.cumsum(sizes, dtype=np.int64).tolist()]
         arena = arenas.take(offsets[-1])
         by_source: dict[int, list[int]] = {}
@@ -208,16 +217,21 @@ class Running:
             by_source.setdefault(clip.source, []).append(place)
         clips_of_job = list(by_source.values())
         jobs = []
+        outcomes: dict[int, JobResult | Fault] = {}
         for number, places in enumerate(clips_of_job):
             clips = tuple(task.clips[place] for place in places)
             planned = plan.sources[clips[0].source]
             assert planned.info is not None, "a clip has a probed source"
+            ids = tuple(clip_id(plan, clip) for clip in clips)
+            if not is_decoded:
+                outcomes[number] = planned_tokens(clips, ids, settings)
+                continue
             job = Job(
                 source=planned.source,
                 content_id=planned.content_id,
                 info=planned.info,
                 clips=clips,
-                clip_ids=tuple(clip_id(plan, clip) for clip in clips),
+                clip_ids=ids,
                 offsets=tuple(offsets[place] for place in places),
                 arena=arena.path,
                 settings=settings,
@@ -225,7 +239,12 @@ class Running:
             jobs.append(((task.number, number), job))
         # Longest first, so that no worker is left alone with a long video at the end.
         jobs.sort(key=lambda item: (-_cost(item[1]), item[0]))
-        return cls(plan, task, arenas, arena, offsets, jobs, clips_of_job)
+        return cls(plan, task, arenas, arena, offsets, jobs, clips_of_job, outcomes)
+
+    @property
+    def is_planned_only(self) -> bool:
+        """Whether what it will write is known without decoding."""
+        return not self.jobs
 
 
 def _cost(job: Job) -> int:
@@ -241,7 +260,9 @@ def write_task(running: Running, folder: Path) -> TaskReport:
     plan, task = running.plan, running.task
     with stage("pack"):
         made, losses, observed = _collect(plan, running)
-        contents, unbalanced = _contents(plan, made, running.arena)
+        contents, unbalanced = _contents(
+            plan, made, running.arena, is_decoded=not running.is_planned_only
+        )
     receipt = publish_task(
         folder,
         plan,
@@ -314,10 +335,10 @@ def _collect(
 
 
 def _contents(
-    plan: Plan, made: list[Made], arena: Arena
+    plan: Plan, made: list[Made], arena: Arena, *, is_decoded: bool
 ) -> tuple[list[list[SegmentContent]], Spread | None]:
     """Segments in their packs, a segment that is cut to fit as several; and how the packs were
-    before they were balanced."""
+    before they were balanced. Without tokens where nothing was decoded."""
     layout = plan.layout
 
     def can_cut(item: int, row: int) -> bool:
@@ -341,8 +362,9 @@ def _contents(
         pack = []
         for item, first, last in pieces:
             clip = made[item]
+            count = clip.num_kept if is_decoded else 0
             tokens = arena.tokens(
-                clip.offset, count=clip.num_kept, dtype=layout.storage, width=widths[item]
+                clip.offset, count=count, dtype=layout.storage, width=widths[item]
             )
             content = segment_of(plan, clip, first, last, tokens)
             if layout.pixel_tubelet is not None:

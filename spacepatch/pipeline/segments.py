@@ -178,4 +178,6 @@ def _row(plan: Plan, made: Made, first: int, last: int, *, num_kept: int) -> dic
         "drop": spec.drop,
         "decoder": tokens.decoder,
         "pts_repaired": info.pts_repaired,
+        "tokens_crc32c": None,  # until they are written, or at least seen
+        "psnr": None,
     }

@@ -1,6 +1,11 @@
 """The on-disk format: write it, read it, its version. Nothing else knows a member's name."""
 
-from spacepatch.shards.reading import PackMembers, SequentialShardReader, ShardReader
+from spacepatch.shards.reading import (
+    PackMembers,
+    PackReferences,
+    SequentialShardReader,
+    ShardReader,
+)
 from spacepatch.shards.receipts import ShardReceipt, read_receipt, receipt_path
 from spacepatch.shards.tables import (
     DATASET,
@@ -26,6 +31,7 @@ __all__ = [
     "TABLES",
     "Layout",
     "PackMembers",
+    "PackReferences",
     "SegmentContent",
     "SequentialShardReader",
     "ShardReader",

@@ -13,8 +13,8 @@ _MOST_SECONDS = 1e15
 _MEND = "run spacepatch verify, then tokenize again"
 
 
-def check_segments(table: np.ndarray, num_tokens: int, where: str) -> None:
-    """`segments.npy` against the number of tokens.
+def check_segments(table: np.ndarray, num_tokens: int | None, where: str) -> None:
+    """`segments.npy` against the number of tokens; None: there are none yet.
 
     Raises:
         ShardError: it is no table of segments that lie one behind the other and hold the tokens.
@@ -25,8 +25,9 @@ def check_segments(table: np.ndarray, num_tokens: int, where: str) -> None:
         )
     lengths = table[:, 1].astype(np.int64)
     fits = (lengths > 0) & (lengths <= table[:, 2:5].astype(np.int64).prod(axis=1))
-    if not fits.all() or (table[:, 2:] <= 0).any() or lengths.sum() != num_tokens:
-        raise ShardError(f"{where}: segments.npy does not fit the {num_tokens} tokens; {_MEND}")
+    wanted = lengths.sum() if num_tokens is None else num_tokens
+    if not fits.all() or (table[:, 2:] <= 0).any() or lengths.sum() != wanted:
+        raise ShardError(f"{where}: segments.npy does not fit the {wanted} tokens; {_MEND}")
     if not np.array_equal(table[:, 0], np.cumsum(lengths) - lengths):
         raise ShardError(
             f"{where}: segments.npy: segments do not lie one behind the other; {_MEND}"
@@ -71,6 +72,23 @@ def check_document(document: dict[str, Any], table: np.ndarray, where: str) -> N
         or not isinstance(document.get("order"), str)
     ):
         raise ShardError(f"{where}: pack.json does not agree with segments.npy; {_MEND}")
+
+
+def check_references(document: dict[str, Any], where: str) -> None:
+    """What pack.json says of how to make the tokens of its segments again."""
+    for segment in document["segments"]:
+        words = [segment.get(key) for key in ("source", "source_id")]
+        numbers = [segment.get(key) for key in _REFERENCE_NUMBERS]
+        checksum = segment.get("tokens_crc32c", "")
+        if (
+            not all(isinstance(word, str) for word in words)
+            or not all(type(number) is int for number in numbers)
+            or not (checksum is None or (type(checksum) is int and 0 <= checksum < 2**32))
+        ):
+            raise ShardError(f"{where}: pack.json does not say how to make its tokens; {_MEND}")
+
+
+_REFERENCE_NUMBERS = ("clip", "view", "source_root", "clip_start_pts", "clip_stop_pts")
 
 
 def _agrees(segment: Any, row: list[int]) -> bool:

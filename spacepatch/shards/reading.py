@@ -20,6 +20,7 @@ from spacepatch.shards.agreement import (
     check_document,
     check_pixels,
     check_positions,
+    check_references,
     check_rows,
     check_segments,
 )
@@ -54,6 +55,19 @@ class PackMembers:
     """(P, D) uint8: pixel tokens of the same segments, beside those of an encoder."""
     pixel_segments: np.ndarray | None
     """(S, 8) int32: as `segments`, of the pixel tokens: a whole grid each."""
+    document: dict[str, Any]
+    """pack.json."""
+
+
+@dataclass(frozen=True, slots=True)
+class PackReferences:
+    """One pack of store refs: what its segments are, without their tokens."""
+
+    key: str
+    width: int
+    """Values of a token, once it is made."""
+    segments: np.ndarray
+    """(S, 8) int32, as of `PackMembers`."""
     document: dict[str, Any]
     """pack.json."""
 
@@ -153,18 +167,40 @@ class ShardReader:
         """One npy member, backed by the memory map."""
         return _read_npy(self.member(pack, name), f"{self.path}: pack {pack}: {name}")
 
+    def references(self, pack: int) -> PackReferences:
+        """One pack of store refs.
+
+        Raises:
+            ShardError: as of `read`.
+        """
+        is_first = self._check_bytes(pack)
+        segments, where = self.array(pack, "segments.npy"), f"{self.path}: pack {pack}"
+        found = PackReferences(
+            key=f"{self.stem}-{pack:06d}",
+            width=self.receipt.pack_token_widths[pack],
+            segments=segments,
+            document=self.document(pack),
+        )
+        if is_first:
+            check_segments(segments, None, where)
+            check_document(found.document, segments, where)
+            check_references(found.document, where)
+            self._checked.add(pack)
+        return found
+
     def read(self, pack: int) -> PackMembers:
         """One pack.
 
         Raises:
-            ShardError: its checksum is not that of the receipt, or a member is damaged.
+            ShardError: its checksum is not that of the receipt, a member is damaged, or it holds
+                references and no tokens.
         """
-        is_first = pack not in self._checked
-        if is_first and self.crc32c(pack) != self.receipt.pack_crc32c[pack]:
+        if self.receipt.store == "refs":
             raise ShardError(
-                f"{self.path}: pack {pack} is damaged (crc32c differs from the receipt); "
-                "run spacepatch verify, then tokenize again"
+                f"{self.path}: holds references, no tokens: they are made when a loader is given "
+                "source_root, or by spacepatch convert --store tokens --source-root DIR"
             )
+        is_first = self._check_bytes(pack)
         tokens = self.array(pack, "tokens.npy")
         segments = self.array(pack, "segments.npy")
         where = f"{self.path}: pack {pack}"
@@ -195,6 +231,16 @@ class ShardReader:
             self._check(made, where)
             self._checked.add(pack)
         return made
+
+    def _check_bytes(self, pack: int) -> bool:
+        """Whether a pack is read for the first time; then by its checksum."""
+        is_first = pack not in self._checked
+        if is_first and self.crc32c(pack) != self.receipt.pack_crc32c[pack]:
+            raise ShardError(
+                f"{self.path}: pack {pack} is damaged (crc32c differs from the receipt); "
+                "run spacepatch verify, then tokenize again"
+            )
+        return is_first
 
     def _check_tokens(self, tokens: np.ndarray, pack: int, where: str) -> None:
         dtype, width = self.receipt.token_dtype, self.receipt.pack_token_widths[pack]

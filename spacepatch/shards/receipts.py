@@ -55,6 +55,12 @@ class ShardReceipt:
     format_version: int = field(default=FORMAT_VERSION)
 
     @property
+    def store(self) -> str:
+        """tokens | refs | compressed: what its packs hold."""
+        stores = {"tokens.npy": "tokens", "tokens.bin": "compressed"}
+        return next((store for name, store in stores.items() if name in self.members), "refs")
+
+    @property
     def num_bytes(self) -> int:
         return sum(entry["bytes"] for entry in self.files.values())
 

@@ -70,6 +70,7 @@ SEGMENTS = {
     "decoder": "string",
     "pts_repaired": "string",
     "tokens_crc32c": "uint32",
+    "psnr": "float64",
 }
 """One row a segment, in the order of shards, packs and segments. Times are exact: seconds =
 frame_pts x time_base. `extra` is JSON."""

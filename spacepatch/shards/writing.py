@@ -41,6 +41,15 @@ PACK_JSON_SEGMENT = (
     "extra",
 )
 """What pack.json says of a segment: only what varies."""
+PACK_JSON_REFERENCE = (
+    "source_root",
+    "source_id",
+    "clip_start_pts",
+    "clip_stop_pts",
+    "tokens_crc32c",
+)
+"""And with store refs, so that the tokens can be made again; the checksum is null where nobody has
+made them yet."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +65,7 @@ class Layout:
     position_dtype: str
     order: str = "raster"
     store: str = "tokens"
+    """tokens | refs | compressed"""
     channels: int = 3
     halo: int = 0
     """Pixels around its patch that a token covers too."""
@@ -69,10 +79,12 @@ class Layout:
     @property
     def members(self) -> list[str]:
         """Members of a sample, in order."""
+        if self.store == "refs":
+            return ["segments.npy", "pack.json"]
         # Corrupt frames drop rows under any settings, so compact always has the raster index.
         index = {"full": ["segment_ids.npy", "positions.npy"], "compact": ["kept.npy"]}
         return [
-            "tokens.npy",
+            "tokens.bin" if self.store == "compressed" else "tokens.npy",
             "segments.npy",
             *index[self.index],
             *(["run_lengths.npy"] if self.run_lengths else []),
@@ -122,7 +134,8 @@ class SegmentContent:
     row: dict[str, Any]
     """Its row of segments.parquet, but for shard, pack, offset and tokens_crc32c."""
     tokens: np.ndarray
-    """(num_kept, D), C-contiguous: a slice of the arena."""
+    """(num_kept, D), C-contiguous: a slice of the arena; with store refs also (0, D), where they
+    are not at hand: then its row has tokens_crc32c."""
     kept: np.ndarray
     """(num_kept,) uint32: raster index of each token in the segment's grid, in the order stored."""
     run_lengths: np.ndarray | None = None
@@ -212,24 +225,29 @@ def _members(
     table = np.zeros((len(contents), 8), np.int32)
     offset = 0
     described = []
+    keys = PACK_JSON_SEGMENT + (PACK_JSON_REFERENCE if layout.store == "refs" else ())
     for place, content in enumerate(contents):
         row = content.row | {"shard": number, "pack": pack, "offset": offset}
-        with stage("hash"):
-            row["tokens_crc32c"] = crc32c(_bytes_of(content.tokens))
+        if len(content.tokens) == row["num_kept"]:
+            with stage("hash"):
+                row["tokens_crc32c"] = crc32c(_bytes_of(content.tokens))
+        elif layout.store != "refs":
+            raise ValueError(f"{row['segment_id']}: {len(content.tokens)} tokens at hand")
         row["extra"] = json.dumps(row["extra"], sort_keys=True, ensure_ascii=False)
         rows.append(row)
         table[place] = (offset, row["num_kept"], *row["grid_thw"], row["tubelet_size"],
                         *row["patch_size"])  # fmt: skip
-        described.append(
-            {key: row[key] for key in PACK_JSON_SEGMENT} | {"extra": content.row["extra"]}
-        )
+        described.append({key: row[key] for key in keys} | {"extra": content.row["extra"]})
         offset += row["num_kept"]
 
     width = contents[0].tokens.shape[1]
-    header = _npy_header(layout.storage, (offset, width))
-    yield "tokens.npy", [header, *(_bytes_of(content.tokens) for content in contents)]
+    if layout.store == "tokens":
+        header = _npy_header(layout.storage, (offset, width))
+        yield "tokens.npy", [header, *(_bytes_of(content.tokens) for content in contents)]
     yield "segments.npy", _npy(table)
-    if layout.index == "full":
+    if layout.store == "refs":
+        pass  # whoever makes the tokens has their places too
+    elif layout.index == "full":
         ids = np.repeat(np.arange(1, len(contents) + 1, dtype=np.int32), table[:, 1])
         yield "segment_ids.npy", _npy(ids)
         positions = np.concatenate(
