@@ -39,6 +39,29 @@ class DecodeError(SourceError):
     """A source that opened, and whose pictures cannot be had."""
 
 
+class SegmentError(SpacepatchError):
+    """A segment whose tokens cannot be made as it is loaded: its source is not there, is another
+    one, or gives other tokens than it was to give.
+
+    Attributes (empty where a DataLoader brings it from a worker, as it passes on no more than the
+    message): source, its name; segment_id; reason, `missing`, `fewer_tokens`, `other_tokens` or one
+    of `spacepatch.data.LOSS_REASONS`.
+    """
+
+    def __init__(
+        self, message: str, *, source: str = "", segment_id: str = "", reason: str = ""
+    ) -> None:
+        super().__init__(message)
+        self.source, self.segment_id, self.reason = source, segment_id, reason
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild_segment, (str(self), self.source, self.segment_id, self.reason))
+
+
+def _rebuild_segment(message: str, source: str, segment_id: str, reason: str) -> SegmentError:
+    return SegmentError(message, source=source, segment_id=segment_id, reason=reason)
+
+
 class EncodeError(SpacepatchError):
     """Weights that cannot be used, or frames and latents that an encoder does not take."""
 

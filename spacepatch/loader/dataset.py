@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
             IndexError: there is no such pack.
             ShardError: the shard is missing, damaged, or not the one that dataset.json lists.
         """
-        return self.read(range(len(self))[index], epoch=int(self._epoch))
+        return self.read(range(len(self))[index], epoch=int(self._shared.epoch))
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All packs in their order, of the epoch that is set."""
@@ -124,7 +124,11 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
         return self.__dict__ | {"_readers": {}}
 
     def _read(self, index: int) -> PackMembers:
-        return self._reader(index).read(self.packs.find(index)[1])
+        return self.read_pack(index, self._reader(index))
+
+    def expect(self, numbers: Iterable[int]) -> None:
+        """Packs that will be read soon, in about this order; see `expect_packs`."""
+        self.expect_packs(numbers, self._reader)
 
     def _reader(self, index: int) -> ShardReader:
         if self._process != os.getpid():

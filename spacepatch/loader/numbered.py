@@ -31,10 +31,11 @@ class NumberedSteps:
         options: dict[str, Any],
     ) -> None:
         self._packs, self._sharing = packs, sharing
-        self._keys = _Keys()
+        numbered = _Numbered(packs.datasets)
+        self._keys = _Keys(numbered)
         self._drawn: tuple[int, EpochOrder] | None = None
         self._loader: DataLoader[Any] = DataLoader(
-            _Numbered(packs.datasets),
+            numbered,
             batch_sampler=self._keys,
             collate_fn=collate_fn,
             num_workers=sharing.num_workers,
@@ -91,7 +92,8 @@ class _Keys:
     """The keys of one rank's batches, and what is consumed after each. A loader asks for keys some
     batches before it gives those out."""
 
-    def __init__(self) -> None:
+    def __init__(self, packs: _Numbered) -> None:
+        self._packs = packs
         self.consumed: deque[dict[str, int]] = deque()
 
     def begin(self, steps: Iterator[Any], sharing: Sharing) -> None:
@@ -99,16 +101,43 @@ class _Keys:
         self.consumed.clear()
 
     def __iter__(self) -> Iterator[list[Key]]:
-        first = self._sharing.rank * self._sharing.batch_size
+        size = self._sharing.batch_size
+        first = self._sharing.rank * size
+        ahead = -(-self._packs.packs_ahead // size)
+        upcoming: deque[tuple[list[Key], dict[str, int]]] = deque()
         for rows, consumed in self._steps:
-            self.consumed.append(consumed)
-            yield [tuple(row) for row in rows[first : first + self._sharing.batch_size].tolist()]
+            upcoming.append(([tuple(row) for row in rows[first : first + size].tolist()], consumed))
+            if ahead:
+                self._packs.expect(upcoming[-1][0])
+            if len(upcoming) > ahead:
+                yield self._next_of(upcoming)
+        while upcoming:
+            yield self._next_of(upcoming)
+
+    def _next_of(self, upcoming: deque[tuple[list[Key], dict[str, int]]]) -> list[Key]:
+        keys, consumed = upcoming.popleft()
+        self.consumed.append(consumed)
+        return keys
 
 
 class _Numbered(Dataset[dict[str, Any]]):
     def __init__(self, datasets: Sequence[PackDataset]) -> None:
         self._datasets = tuple(datasets)
 
+    @property
+    def packs_ahead(self) -> int:
+        """That are worth expecting before they are asked for, in the process that shares out."""
+        return max(packs.packs_ahead for packs in self._datasets)
+
     def __getitem__(self, key: Key) -> dict[str, Any]:
         dataset, epoch, number = key
         return self._datasets[dataset].read(number, epoch=epoch)
+
+    def __getitems__(self, keys: Sequence[Key]) -> list[dict[str, Any]]:
+        """Of a batch."""
+        self.expect(keys)
+        return [self[key] for key in keys]
+
+    def expect(self, keys: Sequence[Key]) -> None:
+        for place, packs in enumerate(self._datasets):
+            packs.expect([number for dataset, _, number in keys if dataset == place])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -13,7 +13,8 @@ import torch
 
 from spacepatch.distributions import Choice
 from spacepatch.drop import Drop, RandomDrop
-from spacepatch.errors import ShardError
+from spacepatch.errors import SegmentError, ShardError
+from spacepatch.loader.decoding import Decoding
 from spacepatch.loader.draws import (
     TOKEN_ORDERS,
     choose_tokens,
@@ -22,6 +23,8 @@ from spacepatch.loader.draws import (
     read_drop,
 )
 from spacepatch.loader.listing import Run, SegmentTable, list_packs, read_dataset
+from spacepatch.loader.references import References, ReferredPack
+from spacepatch.loader.sharing import SharedState
 from spacepatch.loader.tensors import PackShape, Values, to_tensors
 from spacepatch.loader.values import TokenValues
 from spacepatch.shards import PackMembers, ShardReader
@@ -58,6 +61,7 @@ class Packs(TokenValues):
         seed: int = 0,
         on_bad_shard: str = "error",
         max_bad_fraction: float = 1.0,
+        **decoding: Any,
     ) -> None:
         """Read dataset.json; no shard is opened yet, but with ``on_bad_shard="skip"``.
 
@@ -92,6 +96,8 @@ class Packs(TokenValues):
                 left out from the beginning, and a pack whose checksum is wrong is replaced by the
                 next one that is good. `bad_shards` and `num_bad_packs` count them.
             max_bad_fraction: with ``skip``, the share of all packs that may be bad.
+            decoding: the options of `Decoding`, such as source_root: how tokens are made where the
+                dataset has references in their place (store refs). Of no account for others.
 
         Raises:
             ShardError: the dataset is missing, unfinished, of a newer format, or worse than
@@ -141,6 +147,11 @@ class Packs(TokenValues):
         self._drop = None if drop is None else read_drop(drop)
         self._token_order = token_order
         self._values = self._choose_values() if normalized else None
+        self._decoding = Decoding(**decoding)
+        self.references: References | None = None
+        """What makes the tokens of store refs."""
+        if self.document["store"] == "refs":
+            self.references = References(self.folder, self.document, self._decoding)
         self._options = {
             "split": split,
             "token_width": token_width,
@@ -148,10 +159,7 @@ class Packs(TokenValues):
             "drop": None if self._drop is None else str(self._drop),
             "token_order": token_order,
         }
-        # In shared memory, so that workers see what is set after they have started.
-        self._epoch = shared(torch.zeros((), dtype=torch.int64))
-        self._drop_rate = shared(torch.full((), math.nan, dtype=torch.float64))
-        self._bad = shared(torch.zeros(len(self.packs), dtype=torch.uint8))
+        self._shared = SharedState(len(self.packs))
 
     def identity(self) -> dict[str, Any]:
         """What a stream of the packs hangs on."""
@@ -170,7 +178,7 @@ class Packs(TokenValues):
         pixels = self.document.get("pixels") or {}
         return (
             (self.document.get("kind"), dtype, width, *self.document["members"]),
-            (self._shape, *drawn, self._token_order, math.isnan(float(self._drop_rate))),
+            (self._shape, *drawn, self._token_order, math.isnan(float(self._shared.drop_rate))),
             # Means and variances become means.
             (pixels.get("token_width"), self.document["settings"].get("posterior")),
         )
@@ -196,7 +204,19 @@ class Packs(TokenValues):
     def num_bad_packs(self) -> int:
         """With ``skip``: packs that were left out with their shards, or found to be damaged and
         replaced by others, up to now, in all workers."""
-        return self._num_listed - len(self.packs) + int(self._bad.sum())
+        return self._num_listed - len(self.packs) + int(self._shared.bad.sum())
+
+    @property
+    def num_bad_segments(self) -> int:
+        """With ``on_bad_source="skip"``: segments that packs lack, as they were last read, in all
+        workers."""
+        return int(self._shared.lacking.sum())
+
+    @property
+    def fill(self) -> float:
+        """Tokens in the packs that were read, as they were last read in any worker, by their
+        room; nan before the first one."""
+        return self._shared.mean_tokens / self.pack_length
 
     def set_epoch(self, epoch: int) -> None:
         """Draw other masks, drops and orders: call it before each epoch's loop over a DataLoader.
@@ -205,7 +225,7 @@ class Packs(TokenValues):
         """
         if epoch < 0:
             raise ValueError(f"epoch is {epoch}, must be 0 or above")
-        self._epoch.fill_(epoch)
+        self._shared.epoch.fill_(epoch)
 
     def set_mask(self, mask: Mask) -> None:
         """Draw this mask from now on; in this process only."""
@@ -225,7 +245,7 @@ class Packs(TokenValues):
         """
         if not 0 <= rate < 1:
             raise ValueError(f"rate is {rate}, must be in [0, 1)")
-        self._drop_rate.fill_(rate)
+        self._shared.drop_rate.fill_(rate)
 
     def tensors(self, stored: PackMembers, *, epoch: int) -> dict[str, Any]:
         """See `PackDataset.__getitem__`."""
@@ -247,15 +267,45 @@ class Packs(TokenValues):
         """A pack, or where it is bad and may be skipped the next good one of its width."""
         try:
             return self._checked(read(index))
-        except ShardError as error:
+        except (ShardError, SegmentError) as error:
             self._count_bad(index, error)
         others = self.packs.of_width(self.packs.find(index)[0].width)
         for other in [*others[others > index].tolist(), *others[others < index].tolist()]:
             try:
                 return self._checked(read(other))
-            except ShardError as error:
+            except (ShardError, SegmentError) as error:
                 self._count_bad(other, error)
         raise ShardError(f"{self.folder}: no pack can be read any more; run spacepatch verify")
+
+    def read_pack(self, index: int, reader: ShardReader) -> PackMembers:
+        """A pack as it is stored; of references, with the tokens that are made of them."""
+        run, place = self.packs.find(index)
+        if self.references is None:
+            found = reader.read(place)
+        else:
+            made = self.references.make(ReferredPack(run.shard, reader.references(place)))
+            found, self._shared.lacking[index] = made.members, made.num_bad
+        self._shared.tokens[index] = len(found.tokens)
+        return found
+
+    def expect_packs(self, numbers: Iterable[int], reader: Callable[[int], ShardReader]) -> None:
+        """They will be asked for, about in this order: of references, what one source has in them
+        is decoded in one pass, and by other processes meanwhile."""
+        if self.references is None:
+            return
+        found = []
+        for number in numbers:
+            run, place = self.packs.find(number)
+            try:
+                found.append(ReferredPack(run.shard, reader(number).references(place)))
+            except ShardError:
+                continue  # who asks for it is told
+        self.references.expect(found)
+
+    @property
+    def packs_ahead(self) -> int:
+        """Packs that are worth expecting before they are read; 0: nobody would make them."""
+        return 0 if self.references is None else 2 * self._decoding.decoder_workers
 
     def open_shard(self, run: Run, reader: type[ShardReader]) -> ShardReader:
         """Raises a ShardError where it is not the shard that dataset.json lists."""
@@ -274,12 +324,6 @@ class Packs(TokenValues):
                 )
         return opened
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        # A worker gets the memory itself; a plain pickle made a copy, for workers of its own.
-        for value in (self._epoch, self._drop_rate, self._bad):
-            shared(value)
-
     def _checked(self, pack: PackMembers) -> PackMembers:
         """Raises a ShardError where a pack has more tokens than packs of the dataset have."""
         num_pixels = 0 if pack.pixels is None else len(pack.pixels)
@@ -291,11 +335,14 @@ class Packs(TokenValues):
             )
         return pack
 
-    def _count_bad(self, index: int, error: ShardError) -> None:
+    def _count_bad(self, index: int, error: ShardError | SegmentError) -> None:
         """Note a pack that cannot be read; raises `error` where none may be skipped."""
-        if not self._skips:
+        skips = self._skips
+        if isinstance(error, SegmentError):
+            skips = self._decoding.on_bad_source == "skip" and error.reason != "other_tokens"
+        if not skips:
             raise error
-        self._bad[index] = 1
+        self._shared.bad[index] = 1
         self._check_bad_fraction()
 
     def _leave_out_bad_shards(self) -> None:
@@ -305,7 +352,7 @@ class Packs(TokenValues):
             except ShardError as error:
                 self.bad_shards[run.shard] = str(error)
         self.packs = self.packs.without(list(self.bad_shards))
-        self._bad = torch.zeros(0, dtype=torch.uint8)
+        self._shared = SharedState(0)
         self._check_bad_fraction()
         if not len(self.packs):
             raise ShardError(f"{self.folder}: no shard can be read: {self.bad_shards}")
@@ -320,12 +367,12 @@ class Packs(TokenValues):
     @property
     def can_replace(self) -> bool:
         """May another pack come in the place of a bad one?"""
-        return self._skips
+        return self._skips or self._decoding.on_bad_source == "skip"
 
     def _choose_mask(self, given: str | None) -> Mask | None:
-        stored = "visible.npy" in self.document["members"]
-        if given is None and not stored:
-            given = self.document["settings"]["mask"]
+        settings = self.document["settings"]
+        if given is None and not settings["store_mask"]:
+            given = settings["mask"]
         return None if given is None else parse_mask(given)
 
     def _choose_values(self) -> Values:
@@ -341,10 +388,5 @@ class Packs(TokenValues):
         return self._mask is not None or stored.visible is not None
 
     def _current_drop(self) -> Drop | None:
-        rate = float(self._drop_rate)
+        rate = float(self._shared.drop_rate)
         return self._drop if math.isnan(rate) else RandomDrop(Choice((Fraction(rate),)))
-
-
-def shared(value: torch.Tensor) -> torch.Tensor:
-    """The same tensor, whose memory the processes that it is handed to have too."""
-    return value.share_memory_()  # type: ignore[no-any-return, no-untyped-call]

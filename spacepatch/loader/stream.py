@@ -58,7 +58,7 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
         worker, num_workers = (0, 1) if info is None else (info.id, info.num_workers)
         rank, world_size = self._rank_and_world or rank_and_world(None, None)
         slot = Slot(rank * num_workers + worker, world_size * num_workers)
-        epoch = int(self._epoch)
+        epoch = int(self._shared.epoch)
         for numbers in self.shares(epoch, slot, shuffle=True).values():
             yield from self.packs_of(numbers, epoch, shuffle=True)
 
@@ -93,12 +93,22 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
     ) -> Iterator[dict[str, Any]]:
         """These packs, in this order; read in the order of the shards, a buffer at a time."""
         places = self._places(epoch, shuffle=shuffle)
-        for first in range(0, len(numbers), self.shuffle_buffer):
-            wanted = numbers[first : first + self.shuffle_buffer].tolist()
-            in_order = sorted(
+        buffers = [
+            numbers[first : first + self.shuffle_buffer].tolist()
+            for first in range(0, len(numbers), self.shuffle_buffer)
+        ]
+
+        def in_order(wanted: list[int]) -> list[int]:
+            return sorted(
                 set(wanted), key=lambda number: (places[self.packs.find(number)[0].shard], number)
             )
-            read = {number: self.stored(number, self._read) for number in in_order}
+
+        for place, wanted in enumerate(buffers):
+            self.expect_packs(in_order(wanted), self._open)
+            read = {number: self.stored(number, self._read) for number in in_order(wanted)}
+            if self.packs_ahead:
+                for following in buffers[place + 1 : place + 2]:
+                    self.expect_packs(in_order(following), self._open)
             for number in wanted:
                 yield self.tensors(read[number], epoch=epoch)
             read.clear()  # or the next buffer would be read beside this one
@@ -119,8 +129,12 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
         return {shards[number]: place for place, number in enumerate(order.tolist())}
 
     def _read(self, number: int) -> PackMembers:
-        run, place = self.packs.find(number)
+        return self.read_pack(number, self._open(number))
+
+    def _open(self, number: int) -> ShardReader:
+        """The shard of a pack; the one before is closed."""
+        run, _ = self.packs.find(number)
         if self._reader is None or self._reader[0] != run.shard:
             self._reader = None
             self._reader = run.shard, self.open_shard(run, SequentialShardReader)
-        return self._reader[1].read(place)
+        return self._reader[1]

@@ -10,8 +10,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from spacepatch.loader.order import EpochCounts
-from spacepatch.loader.packs import shared
-from spacepatch.loader.sharing import Sharing
+from spacepatch.loader.sharing import Sharing, shared
 from spacepatch.loader.stream import PackStream, Slot
 from spacepatch.randomness import Draws
 

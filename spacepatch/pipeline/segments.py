@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,33 @@ def segment_of(
     lengths = made.tokens.run_lengths
     return SegmentContent(
         row, tokens[span], kept, None if lengths is None else lengths[span], visible
+    )
+
+
+def clip_of_segment(clip: ClipSpec, segment: dict[str, Any]) -> ClipSpec:
+    """The clip whose tokens are those of a segment that was made of `clip`.
+
+    Segments are cut of clips between grid rows, or end before them. Where tokens are dropped they
+    are drawn of the whole clip, which is never cut apart then.
+
+    Args:
+        segment: its row, or what pack.json says of it: clip_start_pts, clip_stop_pts, grid_thw.
+    """
+    rows, start = segment["grid_thw"][0], segment["clip_start_pts"]
+    if clip.drop is not None or (start, rows) == (clip.start_pts, clip.grid_thw[0]):
+        return clip
+    first = 0 if start == clip.start_pts else int(np.searchsorted(clip.row_pts, start))
+    span = slice(int(clip.row_starts[first]), int(clip.row_starts[first + rows]))
+    grid = rows, *clip.grid_thw[1:]
+    return replace(
+        clip,
+        start_pts=start,
+        stop_pts=segment["clip_stop_pts"],
+        frame_pts=clip.frame_pts[span],
+        frame_indices=clip.frame_indices[span],
+        sample_pts=clip.sample_pts[span],
+        grid_thw=grid,
+        num_kept=math.prod(grid),
     )
 
 
