@@ -189,14 +189,14 @@ def write_frame(
     # Into the k-th place of the frame axis of each token: (h mh) (w mw) -> h w mh mw.
     target = target[:, :, :, :, :, index_in_tubelet]
     blocks = patches.reshape(grid[0] // merge, merge, grid[1] // merge, merge, *patches.shape[2:])
-    _copy_in_words(target, blocks.transpose(0, 2, 1, 3, 4, 5, 6))
+    copy_in_words(target, blocks.transpose(0, 2, 1, 3, 4, 5, 6))
 
 
 WORDS = {16: "c16", 8: "u8", 4: "u4", 2: "u2"}
 """Bytes to a dtype of so many: which one is of no matter, where values are only copied."""
 
 
-def _copy_in_words(target: np.ndarray, source: np.ndarray) -> None:
+def copy_in_words(target: np.ndarray, source: np.ndarray) -> None:
     """Copy; where the values of the last axis lie side by side in both, several as one."""
     item = source.itemsize
     if target.strides[-1] == source.strides[-1] == item and target.dtype == source.dtype:

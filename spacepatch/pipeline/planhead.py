@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from spacepatch.config import RunConfig, fingerprint
+from spacepatch.config.stores import floor_of
 from spacepatch.data import ClipSpec, EncoderFacts
 from spacepatch.drop import static_threshold
 from spacepatch.environment import environment
@@ -47,6 +48,7 @@ def layout_of(config: RunConfig, largest: int, facts: EncoderFacts | None = None
         position_dtype="int16" if largest < 2**15 else "int32",
         order=config.order,
         store=config.store.partition(":")[0],
+        floor=floor_of(config.store),
         channels=channels,
         halo=config.halo,
         run_lengths=static_threshold(config.drop) is not None,

@@ -32,6 +32,7 @@ def publish_task(
     losses: list[dict[str, Any]],
     observed: dict[str, dict[str, Any]],
     unbalanced: Spread | None,
+    threads: int = 1,
 ) -> ShardReceipt:
     """Write the shard of a task, in the order of `order_packs`, and its receipt last.
 
@@ -40,6 +41,7 @@ def publish_task(
         losses: as `Loss` has them.
         unbalanced: of the packs before they were balanced; None: they were not. Of no packs the
             receipt has none.
+        threads: that compress tokens.
     """
     layout = plan.layout
     with stage("pack"):
@@ -50,7 +52,12 @@ def publish_task(
     if ordered:
         with stage("write"):
             files, checksums = write_shard(
-                folder, stem=stem, number=task.number, packs=ordered, layout=layout
+                folder,
+                stem=stem,
+                number=task.number,
+                packs=ordered,
+                layout=layout,
+                threads=threads,
             )
     else:
         # A run that was killed before its receipt may have left a shard of an earlier attempt.

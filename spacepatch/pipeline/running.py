@@ -122,7 +122,7 @@ def run_tasks(
                     if running.is_planned_only:
                         for place in range(len(running.clips_of_job)):
                             on_job(_report(running, place))
-                        writing.append(writer.submit(write_task, running, folder))
+                        writing.append(writer.submit(write_task, running, folder, pool.workers))
                         continue
                     opened[running.task.number] = running
                     jobs.extend(running.jobs)
@@ -141,7 +141,7 @@ def run_tasks(
                 on_job(_report(running, place))
                 if len(running.outcomes) == len(running.jobs):
                     del opened[number]
-                    writing.append(writer.submit(write_task, running, folder))
+                    writing.append(writer.submit(write_task, running, folder, pool.workers))
                     writing[-1].add_done_callback(lambda _: pool.wake())
                     if not waiting and not opened:
                         on_decoded()
@@ -255,7 +255,7 @@ def _cost(job: Job) -> int:
     return (frames + 1) * job.info.coded_size[0] * job.info.coded_size[1]
 
 
-def write_task(running: Running, folder: Path) -> TaskReport:
+def write_task(running: Running, folder: Path, threads: int = 1) -> TaskReport:
     """Pack what was decoded, publish the shard and then its receipt."""
     plan, task = running.plan, running.task
     with stage("pack"):
@@ -271,6 +271,7 @@ def write_task(running: Running, folder: Path) -> TaskReport:
         losses=[asdict(loss) for loss in losses],
         observed=observed,
         unbalanced=unbalanced,
+        threads=threads,
     )
     del contents
     running.arenas.give_back(running.arena)

@@ -24,6 +24,7 @@ from spacepatch.shards.agreement import (
     check_rows,
     check_segments,
 )
+from spacepatch.shards.compressing import read_compressed
 from spacepatch.shards.receipts import ShardReceipt, read_receipt
 from spacepatch.shards.version import check_version
 from spacepatch.storage import is_on_store
@@ -201,19 +202,25 @@ class ShardReader:
                 "source_root, or by spacepatch convert --store tokens --source-root DIR"
             )
         is_first = self._check_bytes(pack)
-        tokens = self.array(pack, "tokens.npy")
         segments = self.array(pack, "segments.npy")
         where = f"{self.path}: pack {pack}"
         if is_first:
-            self._check_tokens(tokens, pack, where)
-            check_segments(segments, len(tokens), where)
+            check_segments(segments, None, where)
+        num_tokens = int(segments[:, 1].sum())
         ids = np.repeat(np.arange(1, len(segments) + 1, dtype=np.int32), segments[:, 1])
         if "positions.npy" in self.receipt.members:
             positions = self.array(pack, "positions.npy")
         else:
             kept = self.array(pack, "kept.npy")
-            check_rows(kept, len(tokens), "kept.npy", where)
+            check_rows(kept, num_tokens, "kept.npy", where)
             positions = positions_of_kept(kept, segments)
+        if is_first:
+            check_positions(positions, segments, where)
+        document = self.document(pack)
+        tokens = self._tokens(pack, segments, positions, document, where)
+        if is_first:
+            self._check_tokens(tokens, pack, where)
+            check_segments(segments, len(tokens), where)
         made = PackMembers(
             key=f"{self.stem}-{pack:06d}",
             tokens=tokens,
@@ -225,7 +232,7 @@ class ShardReader:
             visible=self._optional(pack, "visible.npy"),
             pixels=self._optional(pack, "pixels.npy"),
             pixel_segments=self._optional(pack, "pixel_segments.npy"),
-            document=self.document(pack),
+            document=document,
         )
         if is_first:
             self._check(made, where)
@@ -242,6 +249,26 @@ class ShardReader:
             )
         return is_first
 
+    def _tokens(
+        self,
+        pack: int,
+        segments: np.ndarray,
+        positions: np.ndarray,
+        document: dict[str, Any],
+        where: str,
+    ) -> np.ndarray:
+        """``(N, D)``: as they are stored, or what was compressed."""
+        if self.receipt.store == "tokens":
+            return self.array(pack, "tokens.npy")
+        return read_compressed(
+            self.member(pack, "tokens.bin"),
+            document,
+            segments,
+            kept_of_positions(positions, segments),
+            width=self.receipt.pack_token_widths[pack],
+            where=where,
+        )
+
     def _check_tokens(self, tokens: np.ndarray, pack: int, where: str) -> None:
         dtype, width = self.receipt.token_dtype, self.receipt.pack_token_widths[pack]
         stored = np.dtype("uint16" if dtype == "bfloat16" else dtype)
@@ -253,7 +280,6 @@ class ShardReader:
 
     def _check(self, pack: PackMembers, where: str) -> None:
         num_tokens = len(pack.tokens)
-        check_positions(pack.positions, pack.segments, where)
         check_document(pack.document, pack.segments, where)
         check_rows(pack.run_lengths, num_tokens, "run_lengths.npy", where)
         check_rows(pack.visible, num_tokens, "visible.npy", where)
@@ -320,6 +346,14 @@ class SequentialShardReader(ShardReader):
         if start <= offset and offset + size <= start + len(content):
             return content[offset - start : offset - start + size]
         return self._read(offset, size)
+
+
+def kept_of_positions(positions: np.ndarray, segments: np.ndarray) -> np.ndarray:
+    """``(N,)`` uint32 raster indices from ``(N, 3)`` positions and ``(S, 8)`` segments."""
+    grids = np.repeat(segments[:, 2:5].astype(np.int64), segments[:, 1], axis=0)
+    t, h, w = positions.astype(np.int64).T
+    raster: np.ndarray = ((t * grids[:, 1] + h) * grids[:, 2] + w).astype(np.uint32)
+    return raster
 
 
 def positions_of_kept(kept: np.ndarray, segments: np.ndarray) -> np.ndarray:

@@ -15,7 +15,9 @@ from typing import IO, Any
 import numpy as np
 from crc32c import crc32c
 
+from spacepatch.codecs import Compressed
 from spacepatch.data import ClipSpec
+from spacepatch.shards.compressing import compressing, describe_codecs
 from spacepatch.shards.hashing import ShardHasher
 from spacepatch.shards.tables import SEGMENTS, write_table
 from spacepatch.shards.version import FORMAT_VERSION
@@ -75,6 +77,8 @@ class Layout:
     """A mask is stored."""
     pixel_tubelet: tuple[int, int, int] | None = None
     """(frames, height, width) of the pixel tokens beside those of an encoder; None: none are."""
+    floor: float | None = None
+    """With store compressed, the PSNR in dB that each segment has at least; None: no loss."""
 
     @property
     def members(self) -> list[str]:
@@ -160,10 +164,14 @@ def write_shard(
     number: int,
     packs: Sequence[Sequence[SegmentContent]],
     layout: Layout,
+    threads: int = 1,
 ) -> tuple[dict[str, dict[str, Any]], list[int]]:
     """Publish tar, index and table of one shard, each whole or not at all.
 
     The same packs give the same bytes: fixed mtime, owner, mode and order.
+
+    Args:
+        threads: that compress, with store compressed.
 
     Returns:
         Bytes and sha256 of each file, and the crc32c of each pack.
@@ -180,7 +188,7 @@ def write_shard(
         for pack, contents in enumerate(packs):
             key = f"{stem}-{pack:06d}"
             hasher.begin_pack()
-            members = timed("pack", _members(contents, layout, rows, number, pack))
+            members = timed("pack", _members(contents, layout, rows, number, pack, next(made)))
             for place, (member, parts) in enumerate(members):
                 length = sum(len(part) for part in parts)
                 header = _header(f"{key}.{member}", length)
@@ -195,7 +203,7 @@ def write_shard(
         file.write(end)
         size += len(end)
 
-    with closing(ShardHasher()) as hasher:
+    with closing(ShardHasher()) as hasher, compressing(packs, layout, threads) as made:
         publish(folder / f"{stem}.tar", write)
         sha256, checksums = hasher.finish()
     files = {f"{stem}.tar": {"bytes": size, "sha256": sha256}}
@@ -220,6 +228,7 @@ def _members(
     rows: list[dict[str, Any]],
     number: int,
     pack: int,
+    made: Sequence[Compressed],
 ) -> Iterator[tuple[str, list[Any]]]:
     """Each member's name with its data in parts, so that no pack is ever copied together."""
     table = np.zeros((len(contents), 8), np.int32)
@@ -233,6 +242,7 @@ def _members(
                 row["tokens_crc32c"] = crc32c(_bytes_of(content.tokens))
         elif layout.store != "refs":
             raise ValueError(f"{row['segment_id']}: {len(content.tokens)} tokens at hand")
+        row["psnr"] = made[place].psnr if made else None
         row["extra"] = json.dumps(row["extra"], sort_keys=True, ensure_ascii=False)
         rows.append(row)
         table[place] = (offset, row["num_kept"], *row["grid_thw"], row["tubelet_size"],
@@ -244,6 +254,8 @@ def _members(
     if layout.store == "tokens":
         header = _npy_header(layout.storage, (offset, width))
         yield "tokens.npy", [header, *(_bytes_of(content.tokens) for content in contents)]
+    elif layout.store == "compressed":
+        yield "tokens.bin", [one.content for one in made]
     yield "segments.npy", _npy(table)
     if layout.store == "refs":
         pass  # whoever makes the tokens has their places too
@@ -273,6 +285,8 @@ def _members(
         "order": layout.order,
         "segments": described,
     }
+    if made:
+        document |= describe_codecs(contents, made, layout)
     text = json.dumps(document, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
     yield "pack.json", [text.encode()]
 
