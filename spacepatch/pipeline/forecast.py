@@ -49,7 +49,8 @@ def forecast(plan: StoredPlan, *, thorough: bool = False) -> dict[str, Any]:
         the plain `lower_bound`, tokens / pack length, and `scanned`, see `StoredPlan.num_scanned`),
         `lower_bound` (the best one, see `LowerBound`), `packers` (those that are quick, and the
         chosen one), `better_pack_lengths`, `warnings`, `duplicates`, `encoder` (None: pixels),
-        `token_dtype`, `pixel_tubelet` (of `also pixels`).
+        `token_dtype`, `store` (if compressed, bytes are those of tokens as they are),
+        `pixel_tubelet` (of `also pixels`).
     """
     head = plan.head
     chosen = "cut-to-fit" if head.placement.cut_to_fit else head.placement.packer
@@ -115,6 +116,7 @@ def forecast(plan: StoredPlan, *, thorough: bool = False) -> dict[str, Any]:
         "warnings": warnings,
         "encoder": None if head.encoder is None else encoder_of_receipt(head.encoder),
         "token_dtype": head.layout.token_dtype,
+        "store": head.settings["store"],
         "pixel_tubelet": head.layout.pixel_tubelet,
     }
 
@@ -128,7 +130,7 @@ class _Figures:
         self.histograms: dict[int, Counter[int]] = defaultdict(Counter)
         """By width, how many clips there are of each number of tokens."""
         self.num_bytes = 0
-        """Of tokens, with those of pixels beside them."""
+        """Of tokens, with those of pixels beside them; before they are compressed."""
 
     def add(self, rows: pa.Table, plan: StoredPlan, task: PlannedTask) -> None:
         lengths = lengths_of_rows(rows, self._layout)
@@ -137,7 +139,8 @@ class _Figures:
         for width, sizes in lengths.histograms().items():
             self.histograms[width].update(sizes)
             tokens = sum(size * count for size, count in sizes.items())
-            self.num_bytes += tokens * self._layout.token_bytes(width)
+            if self._layout.store != "refs":
+                self.num_bytes += tokens * self._layout.token_bytes(width)
         if self._layout.pixel_tubelet is not None:
             clips = plan.part(task).tasks[0].clips
             self.num_bytes += sum(pixel_bytes(clip, self._layout) for clip in clips)

@@ -57,7 +57,7 @@ def report_plan(stored: StoredPlan, figures: dict[str, Any], trial: dict[str, An
     listed = [{"task": task, "segments": task.num_clips} for task in stored.tasks]
     plan = stored.parts([row["task"] for row in choose_shards(listed)] if listed else [])
     sections = [
-        _estimate(totals, trial),
+        _estimate(totals, figures["store"], trial),
         run_section(
             settings=plan.settings,
             fingerprints=plan.fingerprints,
@@ -120,7 +120,9 @@ def _tiles(figures: dict[str, Any], trial: dict[str, Any] | str) -> Iterator[Til
     bound = LowerBound(**figures["lower_bound"])
     yield Tile("Packs", f"{most}{totals['packs']:,}", f"at least {bound.packs:,} needed")
     yield Tile("Fill", f"{totals['fill']:.2%}", f"by {totals['packer']}")
-    yield Tile("Shards", f"{totals['shards']:,}", f"{most or 'about '}{bytes_of(totals['bytes'])}")
+    at_most = "≤ " if figures["store"].startswith("compressed") else most
+    size = f"{at_most or 'about '}{bytes_of(totals['bytes'])}"
+    yield Tile("Shards", f"{totals['shards']:,}", size)
     if isinstance(trial, dict) and trial["best"] is not None:
         expected = trial["expected"]
         yield Tile(
@@ -150,8 +152,9 @@ def _facts(plan: Plan, figures: dict[str, Any]) -> list[tuple[str, str]]:
 # --- time and bytes ----------------------------------------------------------------------------
 
 
-def _estimate(totals: dict[str, Any], trial: dict[str, Any] | str) -> Section:
-    most = "at most " if totals["is_bound"] else "about "
+def _estimate(totals: dict[str, Any], store: str, trial: dict[str, Any] | str) -> Section:
+    is_bound = totals["is_bound"] or store.startswith("compressed")
+    most = "at most " if is_bound else "about "
     facts = [("Bytes of the shards", most + bytes_of(totals["bytes"]))]
     if isinstance(trial, str):
         text = f"There is no estimate of time: the trial could not run: {trial}"
