@@ -77,8 +77,10 @@ def test_what_cannot_be_measured_or_learned_from_names_a_file_and_how_to_look(
 def test_a_run_that_is_done_says_that_nothing_is_left(place: Path, sample_clips: Path) -> None:
     clip = sample_clips / "still_picture_400x300.png"
     line = f"tokenize {clip} --out out"
-    assert run(line, 0) == ""
-    assert run(line, 0) == "nothing left to do: every shard has its receipt\n"
+    planned = "plan: 1 source, 1 clip, 252 tokens, 1 shard"
+    assert run(line, 0) == f"{planned}\n"
+    left = "nothing left to do: every shard has its receipt\n"
+    assert run(line, 0) == f"{planned}, 0 left to do\n{left}"
 
 
 @pytest.mark.parametrize(

@@ -186,5 +186,6 @@ def test_an_encoder_of_another_stride_than_the_presets_is_told_and_used(
     for command in (["plan"], ["tokenize", "--out", tmp_path / "out"]):
         done = spacepatch_cli(*command, *options)
         assert done.returncode == 0, done.stderr
-        (line,) = done.stderr.splitlines()
+        line, *planned = done.stderr.splitlines()
+        assert len(planned) == (command[0] == "tokenize")
         assert line.startswith("note: ") and "4x8x8" in line and "4x4x4" in line

@@ -50,7 +50,8 @@ def assert_stopped(process: subprocess.Popen[str], out: Path) -> None:
     try:
         stdout, stderr = process.communicate(timeout=AT_ONCE)
         assert process.returncode == 130, stderr
-        said = re.sub(r"^steps: .*\n", "", stderr, flags=re.MULTILINE)  # of killed_at_step.py
+        # Besides what killed_at_step.py says, and that there is a plan.
+        said = re.sub(r"^(steps|plan): .*\n", "", stderr, flags=re.MULTILINE)
         assert said == (
             "interrupted: finished shards are kept; the same command goes on from here\n"
         )

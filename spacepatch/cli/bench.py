@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from spacepatch.cli.options import Json, Root, ShowConfig, Sources, with_settings
+from spacepatch.cli.saying import duration, say
 from spacepatch.config import RunConfig
 from spacepatch.storage import local_file
 
@@ -43,13 +44,13 @@ def command(
     first clips; --workers is the most that is tried. Nothing is kept.
     """
     from spacepatch.cli import display
-    from spacepatch.cli.saying import say
+    from spacepatch.cli.progress import RunProgress
     from spacepatch.pipeline.benching import bench
 
     if show_config:
         display.show_config(config)
         return
-    with display.RunProgress(resumes=False) as progress:
+    with RunProgress(resumes=False) as progress:
         figures = bench(
             sources,
             config=config,
@@ -67,7 +68,6 @@ def command(
 
 def _show(figures: dict[str, Any]) -> None:
     from spacepatch.cli import display
-    from spacepatch.cli.saying import say
 
     lost = set(figures["lost_sources"])
     for loss in figures["losses"][: display.SOURCES_SHOWN]:
@@ -94,7 +94,6 @@ def _show(figures: dict[str, Any]) -> None:
 
 def _show_stages(figures: dict[str, Any]) -> None:
     from spacepatch.cli import display
-    from spacepatch.cli.saying import say
 
     def cells(name: str, row: dict[str, Any]) -> list[str]:
         a_second = row["ms_per_second_of_video"]
@@ -126,7 +125,6 @@ def _show_stages(figures: dict[str, Any]) -> None:
 
 def _show_workers(figures: dict[str, Any]) -> None:
     from spacepatch.cli import display
-    from spacepatch.cli.saying import say
 
     runs = figures["workers"]
     rows = [
@@ -153,13 +151,6 @@ def _show_workers(figures: dict[str, Any]) -> None:
     about = "about " if expected["is_estimate"] else ""
     say(
         f"all {figures['sources']:,} sources: {about}{expected['tokens']:,} tokens, expected to "
-        f"take {_duration(expected['seconds'])} with it, "
-        f"{_duration(expected['planning_seconds'])} of that for planning"
+        f"take {duration(expected['seconds'])} with it, "
+        f"{duration(expected['planning_seconds'])} of that for planning"
     )
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 100:
-        return f"{seconds:.1f} s"
-    minutes = round(seconds / 60)
-    return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:,.1f} h"

@@ -44,9 +44,10 @@ def command(
     proportion (with another tubelet size it may have to be longer), and back again.
     """
     from spacepatch.cli import display
+    from spacepatch.cli.progress import RunProgress
     from spacepatch.pipeline import convert
 
-    with display.RunProgress() as progress:
+    with RunProgress() as progress:
         summary = convert(
             folder,
             out=out,

@@ -1,14 +1,11 @@
-"""What people see: progress on stderr, results on stdout. Everything is plain where it is piped."""
+"""What people see of a result: on stdout, losses and warnings on stderr."""
 
 from __future__ import annotations
 
 import json
-import sys
-import time
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 import typer
@@ -16,146 +13,13 @@ import typer
 from spacepatch.bounds import LowerBound
 from spacepatch.cli.saying import printable, say
 from spacepatch.config import RunConfig, to_toml
-from spacepatch.data import Loss, Source, TaskReport
+from spacepatch.data import Loss, Source
 from spacepatch.hints import LOOK
-from spacepatch.pipeline import JobReport, RunSummary, Watch
-from spacepatch.pipeline.plan import PlannedTask
-from spacepatch.pipeline.planfile import StoredPlan
+from spacepatch.pipeline import RunSummary
 from spacepatch.probes import Probed, describe_cut
 
 SOURCES_SHOWN = 40
 """Rows of a table for people; --json has them all."""
-
-
-class RunProgress:
-    """A live line on a terminal's stderr; nothing but warnings where there is none."""
-
-    def __init__(self, *, resumes: bool = True) -> None:
-        """`resumes`: an interrupted run goes on where it stopped."""
-        self._resumes = resumes
-        self._live: Any = None
-        self._task: Any = None
-        self._tokens = self._planned = self._passed = self._lost = self._packs = 0
-        self._packed_tokens = self._jobs = self._num_jobs = 0
-        self._pack_length = 1
-        self._seconds = 0.0
-        self._start = time.monotonic()
-
-    def __enter__(self) -> RunProgress:
-        if sys.stderr.isatty():
-            from rich.console import Console
-            from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
-            from rich.table import Column
-
-            whole = Column(no_wrap=True)
-            self._live = Progress(
-                TextColumn("{task.description}", table_column=whole),
-                BarColumn(bar_width=10),
-                TextColumn("{task.percentage:>3.0f}%", table_column=whole),
-                TimeRemainingColumn(compact=True, table_column=whole),
-                TextColumn("{task.fields[facts]}", table_column=Column(no_wrap=True)),
-                console=Console(stderr=True),
-                transient=True,
-            )
-            self._live.start()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._live is not None:
-            self._live.stop()
-        if kind is not None and issubclass(kind, KeyboardInterrupt):
-            goes_on = "finished shards are kept; the same command goes on from here"
-            typer.echo(
-                f"interrupted: {goes_on if self._resumes else 'nothing was written'}", err=True
-            )
-
-    def watch(self) -> Watch:
-        return Watch(
-            on_probed=self._on_probed,
-            on_start=self._on_start,
-            on_note=lambda note: say(f"note: {note}", err=True),
-            on_job=self._on_job,
-            on_task=self._on_task,
-        )
-
-    def _show(self, title: str, done: int, total: int, facts: str) -> None:
-        if self._live is None:
-            return
-        if self._task is None:
-            self._task = self._live.add_task(title, total=total, facts=facts)
-        self._live.update(
-            self._task, description=title, completed=done, total=max(total, 1), facts=facts
-        )
-
-    def _on_probed(self, done: int, total: int) -> None:
-        self._show("planning", done, total, f"{done}/{total} sources")
-
-    def on_shard(self, done: int, total: int) -> None:
-        """Of a dataset that is written anew."""
-        self._show("rewriting", done, total, f"{done}/{total} shards")
-
-    def on_pack(self, done: int, total: int) -> None:
-        """Of a dataset that is unpacked."""
-        self._show("unpacking", done, total, f"{done}/{total} packs")
-
-    def _on_start(self, plan: StoredPlan, pending: Sequence[PlannedTask]) -> None:
-        self._pack_length = plan.head.layout.pack_length
-        self._planned = sum(task.num_tokens for task in pending)
-        self._num_jobs = sum(task.num_jobs for task in pending)
-        self._start = time.monotonic()
-        if not plan.tasks:
-            typer.echo("nothing to do: no clip of any source can be had", err=True)
-        elif not pending:
-            typer.echo("nothing left to do: every shard has its receipt", err=True)
-        if self._live is not None:
-            if self._task is not None:
-                self._live.remove_task(self._task)
-                self._task = None
-            self._live.console.print(
-                f"plan: {plan.num_sources} sources, {plan.num_clips} clips, "
-                f"{'<= ' if plan.head.is_bound else ''}{plan.num_tokens:,} tokens, "
-                f"{len(plan.tasks)} shards"
-                + (f", {len(pending)} left to do" if len(pending) < len(plan.tasks) else "")
-            )
-        self._refresh(0)
-
-    def _on_job(self, report: JobReport) -> None:
-        self._jobs += 1
-        self._tokens += report.tokens
-        self._seconds += report.seconds_of_video
-        self._lost += report.is_lost
-        self._refresh(report.planned_tokens)
-
-    def _on_task(self, report: TaskReport) -> None:
-        self._packs += report.num_packs
-        self._packed_tokens += report.num_tokens
-        self._refresh(0)
-
-    def _refresh(self, planned: int) -> None:
-        self._passed += planned
-        elapsed = max(time.monotonic() - self._start, 1e-6)
-        fill = ""
-        if self._packs:
-            fill = f" fill {self._packed_tokens / (self._packs * self._pack_length):.0%}"
-        self._show(
-            "eta",
-            self._passed,
-            self._planned,
-            f"{self._jobs}/{self._num_jobs} videos {_brief(self._tokens)} tokens{fill} "
-            f"{_brief(self._tokens / elapsed)}/s {self._seconds / elapsed:.1f}x {self._lost} lost",
-        )
-
-
-def _brief(number: float) -> str:
-    for size, letter in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if number >= size:
-            return f"{number / size:.1f}{letter}"
-    return f"{number:.0f}"
 
 
 def print_json(document: Any) -> None:

@@ -77,11 +77,11 @@ def _command(
     Principal components of spacetime blocks; k-means for the codes. The same videos, settings and
     seed give the same file. Frames are chosen, scaled and decoded as by tokenize.
     """
-    from spacepatch.cli import display
+    from spacepatch.cli.progress import RunProgress
     from spacepatch.cli.saying import say
     from spacepatch.pipeline.fitting import fit
 
-    with display.RunProgress(resumes=False) as progress:
+    with RunProgress(resumes=False) as progress:
         summary = fit(
             sources,
             out=out,

@@ -58,6 +58,7 @@ def command(
     With --html also how long tokenize will take, from a short trial on a sample.
     """
     from spacepatch.cli import display
+    from spacepatch.cli.progress import RunProgress
     from spacepatch.pipeline import make_plan
     from spacepatch.pipeline.forecast import forecast
 
@@ -68,7 +69,7 @@ def command(
         from spacepatch.report import check_page
 
         check_page(html)
-    with display.RunProgress(resumes=False) as progress:
+    with RunProgress(resumes=False) as progress:
         plan = make_plan(
             sources,
             config=config,

@@ -61,11 +61,12 @@ def command(
     pack length stay so, and one that is longer than the new packs is an error that names it.
     """
     from spacepatch.cli import display
+    from spacepatch.cli.progress import RunProgress
     from spacepatch.inspection import summarize
     from spacepatch.inspection.packed import attention_of
     from spacepatch.pipeline import repack
 
-    with display.RunProgress() as progress:
+    with RunProgress() as progress:
         repacked = repack(
             folder,
             out=out,

@@ -67,6 +67,7 @@ def command(
     130 interrupted. With --rank, lost sources are for spacepatch finish to tell.
     """
     from spacepatch.cli import display
+    from spacepatch.cli.progress import RunProgress
     from spacepatch.errors import ConfigError
     from spacepatch.pipeline import tokenize, tokenize_rank
     from spacepatch.ranks import parse_rank
@@ -92,7 +93,7 @@ def command(
             raise ConfigError(
                 f"executor: {config.executor} shares out the shards itself; leave --rank out"
             )
-        with display.RunProgress() as progress:
+        with RunProgress() as progress:
             done = tokenize_rank(
                 sources,
                 out=out,
@@ -104,7 +105,7 @@ def command(
             )
         show_rank(out, done, as_json=json)
         return
-    with display.RunProgress() as progress:
+    with RunProgress() as progress:
         summary = tokenize(
             sources,
             out=out,

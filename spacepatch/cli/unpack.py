@@ -50,9 +50,10 @@ def command(
     segment. Latents and codes are decoded, which is never exact: they need --encoder.
     """
     from spacepatch.cli import display
+    from spacepatch.cli.progress import RunProgress
     from spacepatch.unpack import unpack
 
-    with display.RunProgress() as progress:
+    with RunProgress() as progress:
         done = unpack(
             folder,
             out=out,
