@@ -108,7 +108,7 @@ def test_other_settings_on_the_same_folder_are_refused_with_the_difference(
     [
         (["tokenize", "nowhere/", "--out", "o"], 2, "nowhere/"),
         (["tokenize", "empty", "--out", "o"], 2, "no videos in empty"),
-        (["tokenize", "empty"], 2, "--out"),
+        (["tokenize", "empty"], 2, "as in --out shards/"),
         (["tokenize", "empty", "--out", "o", "--fsp", "2"], 2, "--fsp"),
         (["tokenize", "empty", "--out", "o", "--fps", "many"], 2, "fps"),
         (["tokenize", "empty", "--out", "o", "--native", "--short-side", "64"], 2, "short_side"),

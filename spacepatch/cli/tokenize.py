@@ -76,7 +76,10 @@ def command(
         display.show_config(config)
         return
     if out is None:
-        raise typer.BadParameter("where do the shards go?", param_hint="--out")
+        raise typer.BadParameter(
+            "where do the shards go? Name a folder or a URL, as in --out shards/",
+            param_hint="--out",
+        )
     part = parse_rank(rank, world_size, os.environ)
     if part is not None:
         if overwrite:
