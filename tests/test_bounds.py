@@ -148,6 +148,11 @@ def test_inspect_and_plan_print_the_bound_and_how_it_was_had(
     done = spacepatch_cli("inspect", tmp_path / "a", "--bound")
     assert f"lower bound {found['lower_bound']['packs']} (" in done.stdout
     flags = ["--pack-length", "256", "--fps", "2", "--max-tokens-per-frame", "64"]
+    done = spacepatch_cli(
+        "tokenize", sample_clips, *flags, "--shard-size", "500KB", "--out", tmp_path / "a"
+    )
+    plain = f"lower bound {found['totals']['lower_bound']} (tokens / pack length"
+    assert plain in done.stdout
     done = spacepatch_cli("plan", sample_clips, *flags)
     assert re.search(words, done.stdout)
     done = spacepatch_cli("plan", sample_clips, *flags, "--json")

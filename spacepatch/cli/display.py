@@ -62,8 +62,8 @@ def show_losses(losses: Sequence[Loss], table: Path) -> None:
 
 
 def show_totals(out: Path, totals: dict[str, Any], *, bound: str | None = None) -> None:
-    """One line: what a dataset holds; `bound` says more of the lower bound of its packs."""
-    plain = f"lower bound {totals['lower_bound']:,}"
+    """One line: what a dataset holds; `bound` is a better lower bound of its packs, if known."""
+    plain = LowerBound(totals["lower_bound"], "tokens").describe(totals["packs"])
     typer.echo(
         f"{out}: {totals['segments']:,} segments of {totals['sources_with_segments']:,} sources, "
         f"{totals['tokens']:,} tokens in {totals['packs']:,} packs "
