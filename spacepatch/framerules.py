@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from spacepatch.wording import counted
+
 _RULE = re.compile(r"(?P<first>1\s*\+\s*)?(?P<step>[1-9][0-9]*)?\s*k")
 
 
@@ -128,10 +130,11 @@ class Lattice:
             return (
                 "tail_dropped",
                 num_frames,
-                f"{num_frames} frames fill no tubelet of {tubelet_size}",
+                f"no tubelet of {tubelet_size} can be filled with {counted(num_frames, 'frame')}",
             )
         message = (
-            f"{num_frames} frames fill no tubelet of {tubelet_size} latents of {self.rule} frames"
+            f"no tubelet of {tubelet_size} latents of {self.rule} frames can be filled with "
+            f"{counted(num_frames, 'frame')}"
         )
         return "encoder_trim", num_frames, message
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from spacepatch.remote import shown
 from spacepatch.shards import DATASET
+from spacepatch.wording import counted
 
 LOOK = "spacepatch probe FILE says what a file is, spacepatch doctor what can be decoded here"
 """Where every source is lost."""
@@ -27,7 +28,7 @@ def no_videos(arguments: Sequence[str], *, num_ignored: int) -> str:
                 f"{shown(argument)}: is an output folder of spacepatch and holds no videos: give "
                 f"the folder of the videos, or look at it with spacepatch inspect"
             )
-    ignored = f" ({num_ignored} files are no media)" if num_ignored else ""
+    ignored = f" ({counted(num_ignored, 'file')} ignored, no media)" if num_ignored else ""
     line = f"no videos in {', '.join(map(shown, arguments))}{ignored}"
     for argument in arguments:
         for pattern in IN_FOLDERS:

@@ -107,7 +107,7 @@ def test_people_get_a_table_and_a_line_to_paste(
     ("asked", "answer"),
     [
         (["nowhere.mp4"], "no such file or folder"),
-        (["broken.mp4", "--workers", "1"], "none of 1 sources can be measured: broken.mp4"),
+        (["broken.mp4", "--workers", "1"], "none of 1 source can be measured: broken.mp4"),
         (["broken.mp4", "--workers", "100000"], "are too many for"),
         (["broken.mp4", "--out", "missing/shards"], "there is no folder"),
     ],

@@ -121,12 +121,12 @@ def test_a_remainder_that_fills_no_tubelet_is_dropped_and_counted() -> None:
     # 16 samples, six a pack (three rows of two): 6 + 6 + 4; of five in a tubelet: 15 + 1.
     cut, losses = chosen(regular(2), tubelet_size=5, pack_length=3 * CELLS, tail="drop")
     assert [len(clip.frame_indices) for clip in cut] == [15]
-    assert losses == [ClipLoss("tail_dropped", 1, "1 frames fill no tubelet of 5")]
+    assert losses == [ClipLoss("tail_dropped", 1, "no tubelet of 5 can be filled with 1 frame")]
 
 
 def test_a_video_shorter_than_a_tubelet_is_dropped_with_tail_drop() -> None:
     assert chosen(info([0], 100), tail="drop")[1] == [
-        ClipLoss("tail_dropped", 1, "1 frames fill no tubelet of 2")
+        ClipLoss("tail_dropped", 1, "no tubelet of 2 can be filled with 1 frame")
     ]
 
 

@@ -119,7 +119,7 @@ def test_the_job_array_of_the_page_works_as_written(
 ) -> None:
     (script,) = (text for text in scripts if "--array" in text)
     done = bash(script, SLURM_JOB_ID="77")
-    assert done.stderr.count("shards are its own") == 4
+    assert done.stderr.count("of its own") == 4
     assert digests(tmp_path / "shards") == digests(documented)
 
 
@@ -130,7 +130,7 @@ def test_the_torchrun_script_of_the_page_works_as_written(
     (script,) = (text for text in scripts if "torchrun" in text)
     done = bash(script)
     assert done.returncode == DONE_WITH_LOSSES, done.stderr
-    assert done.stdout.count("shards are its own") == 2
+    assert done.stdout.count("of its own") == 2
     assert digests(tmp_path / "shards") == digests(documented)
 
 
@@ -155,6 +155,6 @@ def test_the_ray_job_of_the_page_works_as_written(
         done = bash(here.replace("/data/", f"{tmp_path}/"))
     finally:
         cluster.shutdown()
-    assert "1 sources are lost entirely: exit code 3" in done.stdout, done.stdout + done.stderr
+    assert "1 source lost entirely: exit code 3" in done.stdout, done.stdout + done.stderr
     assert done.returncode == 1, "lost sources are a failed job"
     assert digests(tmp_path / "shards") == digests(documented)

@@ -42,7 +42,7 @@ def run(line: str, code: int) -> str:
     ("source", "said"),
     [
         ("empty", "error: no videos in empty; give videos, folders of them"),
-        ("notes", "error: no videos in notes (1 files are no media); give videos"),
+        ("notes", "error: no videos in notes (1 file ignored, no media); give videos"),
         ("tars", "no media); name its tar files to read what they hold: 'tars/*.tar'"),
         ("shards", "error: shards: is an output folder of spacepatch and holds no videos: give"),
     ],

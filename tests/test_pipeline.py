@@ -133,7 +133,7 @@ def test_too_many_losses_stop_the_run_which_then_resumes(clips: Path, tmp_path: 
     (clips / "bad1.mp4").write_bytes(b"no video")
     (clips / "bad2.mp4").write_bytes(b"no video either")
     out = tmp_path / "out"
-    with pytest.raises(LossLimitError, match="2 sources are lost, max_losses allows 1"):
+    with pytest.raises(LossLimitError, match="2 sources lost, max_losses allows 1"):
         run([clips], out, max_losses="1")
     assert not (out / "dataset.json").exists()
     assert len(run([clips], out, max_losses="50%").lost_sources) == 2
@@ -253,7 +253,7 @@ def test_max_losses_holds_over_several_starts(clips: Path, tmp_path: Path) -> No
         reports = list(run_tasks(plan, plan.tasks, folder=out, pool=pool))
     assert {loss.reason for report in reports for loss in report.losses} == {"source_changed"}
     count = LossCount(plan, 1)
-    with pytest.raises(LossLimitError, match=r"[23] sources are lost, max_losses allows 1"):
+    with pytest.raises(LossLimitError, match=r"[23] sources lost, max_losses allows 1"):
         for report in reports:
             count.add(plan.tasks[report.number], report.losses)
 

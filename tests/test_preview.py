@@ -320,7 +320,7 @@ def test_the_command_draws_and_notes(
     out = tmp_path / "a.png"
     options = ["--segments", "1", "--frames", "1", "--no-grid"]
     done = spacepatch_cli("preview", pixels, "--out", out, *options)
-    assert (done.returncode, done.stdout) == (0, f"{out}: 1 frames of 1 segment\n")
+    assert (done.returncode, done.stdout) == (0, f"{out}: 1 frame of 1 segment\n")
     assert "no --source-root" in done.stderr
     alone = read(out)
     done = spacepatch_cli("preview", pixels, "--out", out, "--source-root", clips, *options)

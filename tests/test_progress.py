@@ -8,9 +8,9 @@ from conftest import SpacepatchCli
 from small_runs import SMALL
 
 from spacepatch.cli.progress import RunProgress
-from spacepatch.cli.saying import counted, duration
 from spacepatch.config import load_config
 from spacepatch.pipeline import tokenize
+from spacepatch.wording import counted, duration
 
 
 def said(sources: Path, out: Path, capsys: pytest.CaptureFixture[str], seconds: float) -> list[str]:

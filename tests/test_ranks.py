@@ -93,7 +93,7 @@ def test_finish_names_what_a_rank_left_that_never_started_and_then_bytes_are_tho
     for _ in range(2):
         done = spacepatch_cli("finish", planned)
         assert done.returncode == DONE_WITH_LOSSES, done.stderr
-        assert "2 sources are lost entirely" in done.stderr
+        assert "2 sources lost entirely" in done.stderr
         assert digests(planned) == digests(whole)
     assert verify(planned) == []
 
@@ -246,5 +246,5 @@ def test_max_losses_is_about_the_sources_of_a_ranks_own_shards(
     run_rank(sources, troubled, 2, num_ranks, max_losses="0")
     run_rank(sources, troubled, 1, num_ranks, max_losses="1")
     # A third of the plan's four sources would be one.
-    with pytest.raises(LossLimitError, match="1 sources are lost, max_losses allows 0"):
+    with pytest.raises(LossLimitError, match="1 source lost, max_losses allows 0"):
         run_rank(sources, troubled, 1, num_ranks, max_losses="33%")

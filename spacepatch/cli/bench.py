@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from spacepatch.cli.options import Json, Root, ShowConfig, Sources, with_settings
-from spacepatch.cli.saying import duration, say
+from spacepatch.cli.saying import say
 from spacepatch.config import RunConfig
 from spacepatch.storage import local_file
+from spacepatch.wording import counted, duration
 
 EXAMPLE = "Example:  spacepatch bench videos/ --out shards/ --fps 4"
 
@@ -77,14 +78,15 @@ def _show(figures: dict[str, Any]) -> None:
         say(f"and {len(figures['losses']) - display.SOURCES_SHOWN} more, see --json", err=True)
     sample, planning = figures["sample"], figures["planning"]
     say(
-        f"sample: {sample['sources']:,} of {figures['sources']:,} sources, {sample['clips']:,} "
-        f"clips, {sample['frames']:,} frames, {sample['tokens']:,} tokens, "
+        f"sample: {sample['sources']:,} of {counted(figures['sources'], 'source')}, "
+        f"{counted(sample['clips'], 'clip')}, {counted(sample['frames'], 'frame')}, "
+        f"{counted(sample['tokens'], 'token')}, "
         f"{sample['seconds_of_video']:,.1f} s of video"
         + ("" if sample["is_all"] else "; a longer --seconds takes more")
     )
     say(
-        f"planning: {planning['sources']:,} sources in {planning['seconds']:.2f} s with "
-        f"{planning['workers']} workers, {planning['sources_per_second']:,.0f} a second"
+        f"planning: {counted(planning['sources'], 'source')} in {planning['seconds']:.2f} s with "
+        f"{counted(planning['workers'], 'worker')}, {planning['sources_per_second']:,.0f} a second"
     )
     say("")
     _show_stages(figures)
@@ -110,8 +112,8 @@ def _show_stages(figures: dict[str, Any]) -> None:
     display.show_table(header, rows, right={1, 2, 3})
     pictures = figures["pictures"]
     say(
-        f"{pictures['wanted']:,} frames wanted, {pictures['decoded']:,} decoded; the floor decodes "
-        f"all {pictures['floor']:,} and does nothing else: the whole takes "
+        f"{counted(pictures['wanted'], 'frame')} wanted, {pictures['decoded']:,} decoded; "
+        f"the floor decodes all {pictures['floor']:,} and does nothing else: the whole takes "
         f"{figures['floor']['ratio']:.2f}x as long"
     )
     encoder = figures["encoder"]
@@ -135,7 +137,7 @@ def _show_workers(figures: dict[str, Any]) -> None:
             f"{row['tokens_per_second'] / runs[0]['tokens_per_second']:.2f}x"
             if runs[0]["tokens"]
             else "-",
-            f"{row['lost_tokens']:,} tokens lost" if row["lost_tokens"] else "",
+            f"{counted(row['lost_tokens'], 'token')} lost" if row["lost_tokens"] else "",
         ]
         for row in runs
     ]
@@ -150,7 +152,8 @@ def _show_workers(figures: dict[str, Any]) -> None:
     say(f"best: --workers {best}")
     about = "about " if expected["is_estimate"] else ""
     say(
-        f"all {figures['sources']:,} sources: {about}{expected['tokens']:,} tokens, expected to "
-        f"take {duration(expected['seconds'])} with it, "
+        f"all of {counted(figures['sources'], 'source')}: {about}"
+        f"{counted(expected['tokens'], 'token')}, expected to take "
+        f"{duration(expected['seconds'])} with it, "
         f"{duration(expected['planning_seconds'])} of that for planning"
     )

@@ -11,6 +11,7 @@ import typer
 from spacepatch.cli.options import Dataset, Json
 from spacepatch.cli.saying import say
 from spacepatch.storage import open_folder
+from spacepatch.wording import counted
 
 EXAMPLE = "Example:  spacepatch compare shards-a/ shards-b/"
 
@@ -98,7 +99,9 @@ def _show_numbers(found: dict[str, Any]) -> None:
         for key, value in found["totals"].items()
     ]
     for reason, sides in found["losses"].items():
-        shown = [f"{side['rows']:,} ({side['frames']:,} frames)" for side in sides.values()]
+        shown = [
+            f"{side['rows']:,} ({counted(side['frames'], 'frame')})" for side in sides.values()
+        ]
         rows.append([f"lost: {reason}", *shown])
     say("")
     display.show_table(["", "first", "second"], rows, right={1, 2})

@@ -17,6 +17,7 @@ from spacepatch.data import Loss, Source
 from spacepatch.hints import LOOK
 from spacepatch.pipeline import RunSummary
 from spacepatch.probes import Probed, describe_cut
+from spacepatch.wording import counted
 
 SOURCES_SHOWN = 40
 """Rows of a table for people; --json has them all."""
@@ -41,12 +42,14 @@ def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
     show_totals(out, totals)
     if totals["declined"]:
         typer.echo(
-            f"{totals['declined']:,} sources were read by pyav, because the decoder declined them: "
+            f"read by pyav, because the decoder declined: {counted(totals['declined'], 'source')}, "
             f"see `declined` in {out / 'sources.parquet'}",
             err=True,
         )
     if summary.lost_sources:
-        typer.echo(f"{len(summary.lost_sources)} sources are lost entirely: exit code 3", err=True)
+        typer.echo(
+            f"{counted(len(summary.lost_sources), 'source')} lost entirely: exit code 3", err=True
+        )
     if not totals["segments"]:
         typer.echo(f"nothing was written: {LOOK}", err=True)
 
@@ -55,7 +58,7 @@ def show_losses(losses: Sequence[Loss], table: Path) -> None:
     """On stderr; those beyond a screen are in `table`."""
     for loss in losses[:SOURCES_SHOWN]:
         what = loss.source if loss.clip is None else f"{loss.source} clip {loss.clip}"
-        frames = f" ({loss.num_frames} frames)" if loss.num_frames else ""
+        frames = f" ({counted(loss.num_frames, 'frame')})" if loss.num_frames else ""
         say(f"lost: {what}: {loss.reason}: {loss.message}{frames}", err=True)
     if len(losses) > SOURCES_SHOWN:
         typer.echo(f"lost: and {len(losses) - SOURCES_SHOWN} more, see {table}", err=True)
@@ -65,10 +68,11 @@ def show_totals(out: Path, totals: dict[str, Any], *, bound: str | None = None) 
     """One line: what a dataset holds; `bound` is a better lower bound of its packs, if known."""
     plain = LowerBound(totals["lower_bound"], "tokens").describe(totals["packs"])
     typer.echo(
-        f"{out}: {totals['segments']:,} segments of {totals['sources_with_segments']:,} sources, "
-        f"{totals['tokens']:,} tokens in {totals['packs']:,} packs "
+        f"{out}: {counted(totals['segments'], 'segment')} of "
+        f"{counted(totals['sources_with_segments'], 'source')}, "
+        f"{counted(totals['tokens'], 'token')} in {counted(totals['packs'], 'pack')} "
         f"(fill {totals['fill']:.1%}, {bound or plain}), "
-        f"{totals['shards']:,} shards, {totals['bytes'] / 1e6:,.1f} MB"
+        f"{counted(totals['shards'], 'shard')}, {totals['bytes'] / 1e6:,.1f} MB"
     )
 
 
@@ -116,18 +120,19 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
     if listed:
         show_table(header, rows, right={3, 4, 5, 6, 7})
         if len(listed) > SOURCES_SHOWN:
-            typer.echo(f"... and {len(listed) - SOURCES_SHOWN} more sources (--json)")
+            typer.echo(f"... and {counted(len(listed) - SOURCES_SHOWN, 'more source')} (--json)")
         typer.echo("")
     typer.echo(
-        f"{totals['sources']:,} sources ({totals['ignored']} files ignored), "
-        f"{totals['clips']:,} clips, {totals['frames']:,} frames, {most}{totals['tokens']:,} tokens"
+        f"{counted(totals['sources'], 'source')} ({counted(totals['ignored'], 'file')} ignored), "
+        f"{counted(totals['clips'], 'clip')}, {counted(totals['frames'], 'frame')}, "
+        f"{most}{counted(totals['tokens'], 'token')}"
     )
     if figures["encoder"] is not None:
         encoder = figures["encoder"]
         size = encoder["codebook_size"]
         typer.echo(
             f"{encoder['kind']} of {encoder['name']}: frames {encoder['rule']}, stride "
-            f"{'x'.join(map(str, encoder['stride']))}, {encoder['channels']} channels"
+            f"{'x'.join(map(str, encoder['stride']))}, {counted(encoder['channels'], 'channel')}"
             + (f", codebook of {size:,}" if size else "")
             + f", {figures['token_dtype']}"
             + (
@@ -138,8 +143,8 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
         )
     bound = LowerBound(**figures["lower_bound"]).describe(totals["packs"])
     typer.echo(
-        f"{most}{totals['packs']:,} packs of {totals['pack_length']:,}, {bound}, fill "
-        f"{totals['fill']:.2%}, {totals['shards']:,} shards, "
+        f"{most}{counted(totals['packs'], 'pack')} of {totals['pack_length']:,}, {bound}, fill "
+        f"{totals['fill']:.2%}, {counted(totals['shards'], 'shard')}, "
         f"{most or 'about '}{totals['bytes'] / 1e6:,.1f} MB"
     )
     typer.echo("")
@@ -159,7 +164,7 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
             say(f"lost: {row['source']}: {loss['reason']}: {loss['message']}", err=True)
     if figures["sources"] is None:  # too many to be listed; plan.parquet has them
         for reason, count in totals["losses"].items():
-            typer.echo(f"lost: {count:,} times {reason}", err=True)
+            typer.echo(f"lost: {counted(count, 'time')} {reason}", err=True)
     if not totals["clips"]:
         say(f"warning: there would be no shard: {LOOK}", err=True)
     for names in figures["duplicates"]:

@@ -14,6 +14,7 @@ from spacepatch.cli.options import Json, Overwrite, Root, Sources, with_settings
 from spacepatch.config import RunConfig
 from spacepatch.config.frames import DecodeFields, SamplingFields, SizeFields
 from spacepatch.storage import local_file
+from spacepatch.wording import counted
 
 if TYPE_CHECKING:
     from spacepatch.pipeline.fitting import FitSummary
@@ -116,9 +117,10 @@ def _show(out: Path, summary: FitSummary, *, as_json: bool) -> None:
     if len(summary.losses) > display.SOURCES_SHOWN:
         say(f"lost: and {len(summary.losses) - display.SOURCES_SHOWN} more, see --json", err=True)
     say(
-        f"{out}: {report.channels} channels for {report.block_values} values, learned from "
-        f"{report.num_blocks:,} blocks of {summary.num_sources:,} sources; "
-        f"PSNR on {report.num_held_out:,} others"
+        f"{out}: {counted(report.channels, 'channel')} for "
+        f"{counted(report.block_values, 'value')}, learned from "
+        f"{counted(report.num_blocks, 'block')} of {counted(summary.num_sources, 'source')}; "
+        f"PSNR on {counted(report.num_held_out, 'other')}"
     )
     say("")
     say("channels  variance   PSNR dB")
@@ -134,7 +136,7 @@ def _show(out: Path, summary: FitSummary, *, as_json: bool) -> None:
             f"{stage.perplexity:10,.1f}  {stage.entropy_bits:12.3f}"
         )
     if summary.lost_sources:
-        say(f"{len(summary.lost_sources)} sources are lost entirely: exit code 3", err=True)
+        say(f"{counted(len(summary.lost_sources), 'source')} lost entirely: exit code 3", err=True)
 
 
 _with_all_settings = with_settings(_command)

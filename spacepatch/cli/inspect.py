@@ -12,6 +12,7 @@ from spacepatch.cli.options import Bound, DatasetOrShard, Html, Json
 from spacepatch.cli.saying import say
 from spacepatch.config import RunConfig
 from spacepatch.errors import ConfigError
+from spacepatch.wording import counted
 
 EXAMPLE = "Example:  spacepatch inspect shards/ --html report.html"
 
@@ -103,13 +104,14 @@ def _show_totals(path: Path, summary: dict[str, Any]) -> None:
     if summary["settings"]:
         _show_settings(summary, is_stored="visible.npy" in tokens["members"])
     typer.echo(
-        f"  held      {totals['segments']:,} segments of {totals['sources_with_segments']:,} "
-        f"sources, {totals['tokens']:,} tokens"
+        f"  held      {counted(totals['segments'], 'segment')} of "
+        f"{counted(totals['sources_with_segments'], 'source')}, "
+        f"{counted(totals['tokens'], 'token')}"
     )
     typer.echo(
-        f"  packed    {totals['packs']:,} packs of {tokens['pack_length']:,}, fill "
+        f"  packed    {counted(totals['packs'], 'pack')} of {tokens['pack_length']:,}, fill "
         f"{totals['fill']:.2%}, {display.packs_bound(summary)}, "
-        f"{totals['shards']:,} shards, {totals['bytes'] / 1e6:,.1f} MB"
+        f"{counted(totals['shards'], 'shard')}, {totals['bytes'] / 1e6:,.1f} MB"
     )
     if totals["packs"]:
         typer.echo(f"  attention {display.attention_spread(summary['attention'])}")
@@ -128,7 +130,7 @@ def _show_tokens(summary: dict[str, Any]) -> None:
     for entry in summary["patches"]:
         patch = "x".join(map(str, (entry["tubelet_size"], *entry["patch_size"])))
         several = len(summary["patches"]) > 1
-        patches.append(patch + f" ({entry['segments']:,} segments)" * several)
+        patches.append(patch + f" ({counted(entry['segments'], 'segment')})" * several)
     widths = ", ".join(map(str, tokens["token_widths"]))
     typer.echo(
         f"  tokens    {tokens['kind'] or 'pixels'} {', '.join(patches)}, {widths} x "
@@ -147,7 +149,7 @@ def _show_tokens(summary: dict[str, Any]) -> None:
 
 def _show_encoder(summary: dict[str, Any]) -> None:
     encoder, pixels = summary["encoder"], summary["pixels"]
-    holds = f"{encoder['channels']} channels"
+    holds = counted(encoder["channels"], "channel")
     if encoder["codebook_size"] is not None:
         # Of several channels each has a stage of a residual quantizer.
         stages = f" in {encoder['channels']} stages" * (encoder["channels"] > 1)
@@ -170,7 +172,8 @@ def _show_encoder(summary: dict[str, Any]) -> None:
         typer.echo(f"  measured  mean {means}, std {deviations} over the channels")
     if pixels is not None:
         typer.echo(
-            f"  pixels    {'x'.join(map(str, pixels['tubelet']))}, {pixels['tokens']:,} tokens of "
+            f"  pixels    {'x'.join(map(str, pixels['tubelet']))}, "
+            f"{counted(pixels['tokens'], 'token')} of "
             f"{pixels['token_width']} x uint8, {pixels['pack_length']:,} in a pack at most"
         )
 
@@ -241,8 +244,8 @@ def _show_losses(summary: dict[str, Any]) -> None:
     for loss in summary["losses"]:
         retry = "  (--retry-lost tries again)" if loss["retryable"] else ""
         typer.echo(
-            f"  {loss['reason']}: {loss['rows']:,} losses, {loss['frames']:,} frames, "
-            f"{loss['tokens']:,} tokens{retry}"
+            f"  {loss['reason']}: {loss['rows']:,} {'loss' if loss['rows'] == 1 else 'losses'}, "
+            f"{counted(loss['frames'], 'frame')}, {counted(loss['tokens'], 'token')}{retry}"
         )
         for example in loss["examples"]:
             say(f"    {example['source']}: {example['message']}")

@@ -12,6 +12,7 @@ from spacepatch.cli.options import Dataset
 from spacepatch.cli.saying import say
 from spacepatch.config import RunConfig
 from spacepatch.storage import local_file
+from spacepatch.wording import counted
 
 EXAMPLE = "Example:  spacepatch preview shards/ --out preview.png --source-root videos/"
 
@@ -81,4 +82,4 @@ def command(
     if not source_root:
         say("note: no --source-root: what the tokens hold is shown alone", err=True)
     shown = [len(segment.found.shown) for segment in decoded.segments if segment.found.shown]
-    say(f"{out}: {sum(shown)} frames of {len(shown)} segment{'s' * (len(shown) != 1)}")
+    say(f"{out}: {counted(sum(shown), 'frame')} of {counted(len(shown), 'segment')}")

@@ -10,11 +10,12 @@ from typing import Any
 
 import typer
 
-from spacepatch.cli.saying import counted, duration, say
+from spacepatch.cli.saying import say
 from spacepatch.data import POLICY_REASONS, TaskReport
 from spacepatch.pipeline import JobReport, Watch
 from spacepatch.pipeline.plan import PlannedTask
 from spacepatch.pipeline.planfile import StoredPlan
+from spacepatch.wording import counted, duration
 
 SECONDS_BETWEEN = 30
 """Plain lines, at least: a log of a day has 3,000 of them at most."""

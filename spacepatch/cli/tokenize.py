@@ -21,6 +21,7 @@ from spacepatch.cli.options import (
     with_settings,
 )
 from spacepatch.config import RunConfig
+from spacepatch.wording import counted
 
 if TYPE_CHECKING:
     from spacepatch.pipeline import RankSummary
@@ -147,9 +148,9 @@ def show_rank(out: Path, summary: RankSummary, *, as_json: bool) -> None:
         display.print_json(document)
         return
     typer.echo(
-        f"{out}: {rank}: {summary.num_own:,} shards are its own, "
-        f"{len(made):,} made now: {sums['segments']:,} segments, {sums['tokens']:,} tokens in "
-        f"{sums['packs']:,} packs"
+        f"{out}: {rank}: {counted(summary.num_own, 'shard')} of its own, "
+        f"{len(made):,} made now: {counted(sums['segments'], 'segment')}, "
+        f"{counted(sums['tokens'], 'token')} in {counted(sums['packs'], 'pack')}"
     )
     typer.echo(
         f"when all ranks are done: spacepatch finish {shlex.quote(str(out))} "

@@ -13,6 +13,7 @@ from spacepatch.cli.options import Dataset, Json
 from spacepatch.cli.saying import say
 from spacepatch.config import RunConfig
 from spacepatch.storage import local_file
+from spacepatch.wording import counted
 
 EXAMPLE = "Example:  spacepatch unpack shards/ --out frames/"
 
@@ -67,16 +68,23 @@ def command(
         display.print_json(asdict(done))
         return
     exact = "all exact" if done.num_exact == done.num_segments else f"{done.num_exact} exact"
-    say(f"{out}: {done.num_frames:,} frames of {done.num_segments:,} segments, {exact}")
+    say(
+        f"{out}: {counted(done.num_frames, 'frame')} of "
+        f"{counted(done.num_segments, 'segment')}, {exact}"
+    )
     if done.num_gaps:
         say(
-            f"note: {done.num_gaps:,} segments miss tokens: grey there, kept.npy says where",
+            f"note: tokens are missing of {counted(done.num_gaps, 'segment')}: grey there, "
+            "kept.npy says where",
             err=True,
         )
     if done.lost_frames:
-        say(f"note: {done.lost_frames:,} frames have no token at all, and no file", err=True)
+        say(
+            f"note: no token at all, and no file, of {counted(done.lost_frames, 'frame')}", err=True
+        )
     if done.padded_frames:
         say(
-            f"note: {done.padded_frames:,} frames that only fill a segment's end are left out",
+            f"note: left out, as they only fill a segment's end: "
+            f"{counted(done.padded_frames, 'frame')}",
             err=True,
         )

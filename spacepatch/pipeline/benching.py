@@ -41,6 +41,7 @@ from spacepatch.pipeline.timed_jobs import Start, start_worker
 from spacepatch.pipeline.whole import Watch, check_workers, list_inputs, make_pool
 from spacepatch.probes import Probed
 from spacepatch.selection import drawn_order
+from spacepatch.wording import counted
 from spacepatch.workers import WorkerPool
 
 PROBING, STAGES = 0.1, 0.4
@@ -104,7 +105,7 @@ def bench(
         rows = []
         jobs = num_jobs(sample)
         for workers in [count for count in counts if count == 1 or count <= jobs]:
-            on_stage(f"{workers} worker{'s' * (workers > 1)}")
+            on_stage(counted(workers, "worker"))
             rows.append(
                 _time_workers(sample, workers, config, encoded.settings, folder, seconds)
                 | {"workers": workers}
@@ -251,7 +252,7 @@ def _time_sample(
 def _nothing(plan: Plan, losses: Sequence[Loss]) -> SpacepatchError:
     why = [f": {loss.source}: {loss.message}" for loss in (*plan.losses, *losses)]
     return ConfigError(
-        f"none of {len(plan.sources)} sources can be measured{''.join(why[:1])}; {LOOK}"
+        f"none of {counted(len(plan.sources), 'source')} can be measured{''.join(why[:1])}; {LOOK}"
     )
 
 

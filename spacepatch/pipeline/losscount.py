@@ -9,6 +9,7 @@ from spacepatch.errors import LossLimitError
 from spacepatch.pipeline.plan import AnyTask
 from spacepatch.pipeline.planfile import StoredPlan
 from spacepatch.pipeline.planrows import read_loss
+from spacepatch.wording import counted
 
 
 class LossCount:
@@ -49,6 +50,6 @@ class LossCount:
     def _check(self) -> None:
         if self._limit is not None and len(self._lost) > self._limit:
             raise LossLimitError(
-                f"{len(self._lost)} sources are lost, max_losses allows {self._limit}; what is "
-                "done is kept: raise --max-losses and start again, or see spacepatch inspect"
+                f"{counted(len(self._lost), 'source')} lost, max_losses allows {self._limit}; what "
+                "is done is kept: raise --max-losses and start again, or see spacepatch inspect"
             )

@@ -42,6 +42,7 @@ from spacepatch.selection import parse_share, select_sources
 from spacepatch.shards import shard_stem
 from spacepatch.sources import list_sources
 from spacepatch.storage import lock, lock_rank, open_folder, sweep_temporary
+from spacepatch.wording import counted
 from spacepatch.workers import WorkerPool
 
 MOST_WORKERS_PER_CORE = 8
@@ -372,7 +373,7 @@ def _run(
 
 def _note_unplanned(plan: StoredPlan, watch: Watch, remedy: str) -> None:
     if again := sum(loss.retryable for loss in plan.losses()):
-        watch.on_note(f"{again} sources were lost as the plan was made: {remedy}")
+        watch.on_note(f"lost as the plan was made: {counted(again, 'source')}: {remedy}")
 
 
 def _is_probed_now(plan: StoredPlan, config: RunConfig, executor: Executor, watch: Watch) -> bool:

@@ -26,7 +26,6 @@ from spacepatch.report.records import (
     Table,
     Tile,
     bytes_of,
-    counted,
     short_of,
     size_of,
     span_of,
@@ -41,6 +40,7 @@ from spacepatch.report.sections import (
     run_section,
     shards_section,
 )
+from spacepatch.wording import counted
 
 SOURCES_LISTED = 300
 EXAMPLES = 3

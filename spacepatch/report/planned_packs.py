@@ -11,11 +11,12 @@ from spacepatch.pipeline.placement import Lengths
 from spacepatch.pipeline.plan import Plan
 from spacepatch.randomness import Draws
 from spacepatch.report.provenance import show_segment
-from spacepatch.report.records import Section, ShownPack, counted
+from spacepatch.report.records import Section, ShownPack
 from spacepatch.report.samples import MOST_OF_PACK, PACKS
 from spacepatch.report.sections import HOW_TO_OPEN
 from spacepatch.report.thumbnails import Film
 from spacepatch.resize.sizes import aspect_error
+from spacepatch.wording import counted
 
 Placed = tuple[ClipSpec, int, int]
 """A clip, or rows of it: how many rows of its grid, and tokens."""

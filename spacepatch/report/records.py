@@ -187,8 +187,3 @@ def short_of(count: float) -> str:
         if count >= unit:
             return f"{count / unit:,.2f} {letter}"
     return f"{count:,.0f}"
-
-
-def counted(count: int, word: str) -> str:
-    """``1 segment``, ``2 segments``"""
-    return f"{count:,} {word}{'s' * (count != 1)}"

@@ -12,9 +12,10 @@ from spacepatch.errors import ShardError
 from spacepatch.inspection.folders import read_batches
 from spacepatch.randomness import Draws
 from spacepatch.report.provenance import show_segment
-from spacepatch.report.records import ShownPack, counted
+from spacepatch.report.records import ShownPack
 from spacepatch.report.thumbnails import Film, draw_pixels
 from spacepatch.shards import SEGMENTS, ShardReader
+from spacepatch.wording import counted
 
 PACKS = 10
 """Sampled."""
