@@ -255,6 +255,24 @@ def test_a_table_that_is_gone_is_named(pristine: Path, fewer: Path, tmp_path: Pa
         compare(pristine, copy)
 
 
+def test_a_clip_of_another_stretch_of_time_is_named_once(
+    sample_clips: Path, tmp_path: Path, spacepatch_cli: SpacepatchCli
+) -> None:
+    clip, numbers = sample_clips / "square_320x320.mp4", []
+    for name, seconds in (("a", "2"), ("b", "1")):
+        make_dataset([clip], tmp_path / name, fps="2", clip_seconds=seconds)
+        numbers.append({row["clip"] for row in rows(tmp_path / name)})
+    assert numbers == [{0, 1}, {0, 1, 2, 3}]
+    done = spacepatch_cli("compare", tmp_path / "a", tmp_path / "b")
+    assert "0 in both, 0 of them with other tokens; 2 only in the first, 4 only" in done.stdout
+    for number in range(2):
+        line = f"  with another stretch of time: {clip.name} clip {number} view 0\n"
+        assert done.stdout.count(f"{clip.name} clip {number} ") == done.stdout.count(line) == 1
+    for number in range(2, 4):
+        assert f"  only in the second: {clip.name} clip {number} view 0\n" in done.stdout
+    assert "only in the first:" not in done.stdout
+
+
 def test_the_command_exits_as_diff_does(
     pristine: Path, fewer: Path, tmp_path: Path, spacepatch_cli: SpacepatchCli
 ) -> None:

@@ -80,15 +80,28 @@ def _show_matched(what: str, changed: str, found: dict[str, Any]) -> None:
         "only_in_second": "only in the second",
         "changed": changed,
     }
-    for kind, examples in found["examples"].items():
-        for example in examples:
-            name = example
-            if isinstance(example, dict):
-                name = f"{example['source']} clip {example['clip']} view {example['view']}"
-            say(f"  {words[kind]}: {name}")
+    named = {
+        kind: [_name(example) for example in examples]
+        for kind, examples in found["examples"].items()
+    }
+    # Not one clip that is gone and one that is new.
+    moved = [name for name in named["only_in_first"] if name in named["only_in_second"]]
+    for name in moved:
+        say(f"  with another stretch of time: {name}")
+    for kind, examples in named.items():
+        for name in examples:
+            if name not in moved:
+                say(f"  {words[kind]}: {name}")
         rest = found[kind] - len(examples)
         if rest:
             say(f"  {words[kind]}: and {rest:,} more")
+
+
+def _name(example: str | dict[str, Any]) -> str:
+    """Of a source, or of a segment."""
+    if isinstance(example, str):
+        return example
+    return f"{example['source']} clip {example['clip']} view {example['view']}"
 
 
 def _show_numbers(found: dict[str, Any]) -> None:
