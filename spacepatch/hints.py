@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from spacepatch.listings import Listing
 from spacepatch.remote import shown
 from spacepatch.shards import DATASET
 from spacepatch.wording import counted
@@ -14,6 +15,16 @@ LOOK = "spacepatch probe FILE says what a file is, spacepatch doctor what can be
 
 IN_FOLDERS = ("*.tar", "*.csv", "*.jsonl", "*.parquet")
 """What holds videos, and is not looked into where it lies in a folder."""
+
+
+def ignored_files(listing: Listing) -> str:
+    """One line that names some of the files that are passed over; empty where there are none."""
+    if not listing.num_ignored:
+        return ""
+    rest = listing.num_ignored - len(listing.ignored)
+    names = [*listing.ignored, *([f"{rest:,} more"] if rest else [])]
+    count = counted(listing.num_ignored, "file")
+    return f"{count} ignored, hidden or no media by name: {', '.join(names)}"
 
 
 def no_videos(arguments: Sequence[str], *, num_ignored: int) -> str:

@@ -24,6 +24,8 @@ GROUP = 1024
 """Sources that are written, and read, together."""
 MOST_IN_MEMORY = 16 * GROUP
 """Some 10 MB of them."""
+NAMED_IGNORED = 5
+"""Of files that are passed over, the first ones are named."""
 
 
 class SourceTable(Sequence[Source]):
@@ -142,6 +144,8 @@ class Listing:
     is one. What says something of a tar's video is none."""
     missing: SourceTable = field(default_factory=SourceTable)
     """What a list or manifest names, or a folder holds, and cannot be read: losses, not errors."""
+    ignored: tuple[str, ...] = ()
+    """Names of the first few files that are ignored; none of members of tars."""
 
     def __len__(self) -> int:
         return len(self.sources) + len(self.missing)
@@ -160,6 +164,22 @@ class Listing:
                 digest = hashlib.blake2b(content.encode(), digest_size=32).digest()
                 total += int.from_bytes(digest, "big")
         return f"{total % 2**256:064x}"
+
+
+@dataclass(slots=True)
+class Tally:
+    """What is counted while sources are listed."""
+
+    num_ignored: int = 0
+    ignored: list[str] = field(default_factory=list)
+    """Names of the first few."""
+    num_missing: int = 0
+
+    def ignore(self, name: str) -> None:
+        """Pass over a file, or a folder with all that is in it."""
+        self.num_ignored += 1
+        if len(self.ignored) < NAMED_IGNORED:
+            self.ignored.append(name)
 
 
 def key_of(source_id: str) -> int:

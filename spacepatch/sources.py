@@ -18,7 +18,7 @@ import numpy as np
 
 from spacepatch.data import ClipRange, Source
 from spacepatch.errors import ConfigError
-from spacepatch.listings import Listing, SourceTable, key_of
+from spacepatch.listings import Listing, SourceTable, Tally, key_of
 from spacepatch.manifests import EXTENSIONS as MANIFEST_EXTENSIONS
 from spacepatch.manifests import ListBase, blaming, manifest_entries
 from spacepatch.remote import is_url, open_source, shown, size_of
@@ -73,14 +73,6 @@ class _Found:
         )
 
 
-@dataclass(slots=True)
-class _Tally:
-    """What is counted on the way."""
-
-    num_ignored: int = 0
-    num_missing: int = 0
-
-
 def list_sources(
     arguments: Iterable[str], *, root: Path | str | None = None, allow_network: bool = False
 ) -> Listing:
@@ -98,7 +90,7 @@ def list_sources(
     Raises:
         ConfigError: an argument names nothing, or a manifest points outside its root.
     """
-    tally = _Tally()
+    tally = Tally()
     base = ListBase.of(root, allow_network)
 
     def found() -> Iterator[Source]:
@@ -110,7 +102,7 @@ def list_sources(
     listed = SourceTable(found())
     repeated = _repeated(listed.keys)
     if not tally.num_missing and not repeated:
-        return Listing(listed, tally.num_ignored)
+        return Listing(listed, tally.num_ignored, ignored=tuple(tally.ignored))
     ordinals: Counter[tuple[str, str]] = Counter()
 
     def identified(is_missing: bool) -> Iterator[Source]:
@@ -123,7 +115,12 @@ def list_sources(
             if (source.num_bytes < 0) == is_missing:
                 yield replace(source, num_bytes=max(source.num_bytes, 0))
 
-    return Listing(SourceTable(identified(False)), tally.num_ignored, SourceTable(identified(True)))
+    return Listing(
+        SourceTable(identified(False)),
+        tally.num_ignored,
+        SourceTable(identified(True)),
+        tuple(tally.ignored),
+    )
 
 
 def _repeated(keys: np.ndarray) -> frozenset[int]:
@@ -162,7 +159,7 @@ def content_id(path: str, *, offset: int | None = None, num_bytes: int) -> str:
     return digest.hexdigest()
 
 
-def _expand(argument: str, base: ListBase, tally: _Tally) -> Iterator[_Found]:
+def _expand(argument: str, base: ListBase, tally: Tally) -> Iterator[_Found]:
     """What an argument names, in order, one after the other."""
     is_list = argument.startswith("@")
     argument = argument.removeprefix("@")
@@ -197,7 +194,7 @@ def _expand(argument: str, base: ListBase, tally: _Tally) -> Iterator[_Found]:
         raise ConfigError(f"{argument or repr(argument)}: {what}")
 
 
-def _expand_url(url: str, base: ListBase, is_list: bool, tally: _Tally) -> Iterator[_Found]:
+def _expand_url(url: str, base: ListBase, is_list: bool, tally: Tally) -> Iterator[_Found]:
     """What `_expand` makes of a path, of the objects of a store."""
     from spacepatch.remote.listing import kind_of, objects_below, objects_like
 
@@ -210,7 +207,8 @@ def _expand_url(url: str, base: ListBase, is_list: bool, tally: _Tally) -> Itera
         yield from _read_list(url, base)
     elif kind == "folder":
         entries, ignored = objects_below(url, _is_media)
-        tally.num_ignored += ignored
+        for left_out in sorted(ignored):
+            tally.ignore(printable(left_out))
         yield from _sorted(_Found(e.url, printable(e.name), num_bytes=e.size) for e in entries)
     elif kind == "file" and extension in MANIFEST_EXTENSIONS:
         yield from _read_manifest(url, base)
@@ -225,7 +223,7 @@ def _expand_url(url: str, base: ListBase, is_list: bool, tally: _Tally) -> Itera
         yield from _with_members(there, tally)
 
 
-def _with_members(found: Iterable[_Found], tally: _Tally) -> Iterator[_Found]:
+def _with_members(found: Iterable[_Found], tally: Tally) -> Iterator[_Found]:
     """In order, of tars what is in them."""
     for item in _sorted(found):
         if _is_tar(item.name):
@@ -248,7 +246,7 @@ def _file(path: Path, name: str) -> _Found:
     return _Found(path, name, num_bytes=status.st_size if stat.S_ISREG(status.st_mode) else None)
 
 
-def _walk(folder: Path, below: str, tally: _Tally) -> Iterator[_Found]:
+def _walk(folder: Path, below: str, tally: Tally) -> Iterator[_Found]:
     """The media of a folder and of those in it, in the order of the bytes of their names.
 
     Args:
@@ -268,7 +266,7 @@ def _walk(folder: Path, below: str, tally: _Tally) -> Iterator[_Found]:
         if is_folder:
             # Hidden folders are left alone, and links to folders: they may lead round in a circle.
             if own.startswith(".") or is_link:
-                tally.num_ignored += 1
+                tally.ignore(f"{name}/")
             else:
                 yield from _walk(path, f"{name}/", tally)
             continue
@@ -276,14 +274,14 @@ def _walk(folder: Path, below: str, tally: _Tally) -> Iterator[_Found]:
         if _is_media(item.name) and item.num_bytes is not None:
             yield item
         else:
-            tally.num_ignored += 1
+            tally.ignore(name)
 
 
 def _key(entry: os.DirEntry[str]) -> bytes:
     return f"{printable(entry.name)}{'/' * entry.is_dir()}".encode()
 
 
-def _glob(pattern: str, tally: _Tally) -> Iterator[_Found]:
+def _glob(pattern: str, tally: Tally) -> Iterator[_Found]:
     parts = Path(pattern).parts
     magic = next(index for index, part in enumerate(parts) if glob.has_magic(part))
     fixed = Path(*parts[:magic]) if magic else Path()
@@ -371,7 +369,7 @@ def _is_there(place: str) -> bool:
     return kind_of(place) == "file"
 
 
-def _read_tar(path: Path | str, name: str, tally: _Tally) -> list[_Found]:
+def _read_tar(path: Path | str, name: str, tally: Tally) -> list[_Found]:
     """Videos inside a tar, by offset: nothing is extracted and no member's name becomes a path."""
     place = path if isinstance(path, str) else path.absolute()
     places = [place]

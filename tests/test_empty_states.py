@@ -109,3 +109,15 @@ def test_a_dataset_that_is_not_finished_is_told_with_what_to_do(place: Path) -> 
     assert "tokenize again to go on" in CliRunner().invoke(app, ["verify", "half"]).stdout
     assert "start the ranks that have not ended again" in run("finish half", 1)
     assert "run spacepatch tokenize to the end" in run("convert half --order raster --out o", 1)
+
+
+def test_a_plan_names_the_first_files_that_it_passes_over(place: Path) -> None:
+    clips = place / "clips"
+    (clips / ".cache").mkdir(parents=True)
+    for name in (".cache/a.mp4", "b.txt", "c.txt", "d.srt", "e.json", "f.zip", ".hidden.mp4"):
+        (clips / name).touch()
+    (clips / "a.mp4").write_text("no video")
+    said = run("plan clips", 0)
+    names = ".cache/, .hidden.mp4, b.txt, c.txt, d.srt, 2 more"
+    assert f"note: 7 files ignored, hidden or no media by name: {names}\n" in said
+    assert "ignored" not in run("plan clips/a.mp4", 0)

@@ -15,7 +15,7 @@ from spacepatch.config import RunConfig, parse_bytes
 from spacepatch.data import Loss, TaskReport
 from spacepatch.errors import ConfigError, ResumeError, ShardError
 from spacepatch.executors import EXECUTORS, Executor, check_executor
-from spacepatch.hints import no_videos
+from spacepatch.hints import ignored_files, no_videos
 from spacepatch.limits import available_cores
 from spacepatch.listings import Listing
 from spacepatch.packers import check_packer
@@ -266,6 +266,8 @@ def make_plan(
         raise ConfigError("append: adds to a dataset; say with --out to which")
     watch = watch or Watch()
     listing = list_inputs(arguments, config, root=root)
+    if note := ignored_files(listing):
+        watch.on_note(note)
     out = None if out is None else open_folder(out, writes=True)
     if out is not None:
         check_folder(out)

@@ -56,22 +56,23 @@ def kind_of(url: str) -> str:
     return "file"
 
 
-def objects_below(url: str, is_wanted: Callable[[str], bool]) -> tuple[list[Entry], int]:
-    """The objects below a folder whose names are wanted, in any order, and how many are left out:
-    a hidden folder counts as one, of which none is wanted.
+def objects_below(url: str, is_wanted: Callable[[str], bool]) -> tuple[list[Entry], set[str]]:
+    """The objects below a folder whose names are wanted, in any order, and the names of the others:
+    a hidden folder stands for all in it, of which none is wanted.
 
     Raises:
         ConfigError: the store does not list them.
     """
-    found, left_out = [], set()
+    found: list[Entry] = []
+    left_out: set[str] = set()
     for entry in _find(url):
         parts = entry.name.split("/")
         dot = next((n for n, part in enumerate(parts) if part.startswith(".")), len(parts))
         if is_wanted(entry.name):
             found.append(entry)
         else:
-            left_out.add("/".join(parts[: dot + 1]))
-    return found, len(left_out)
+            left_out.add("/".join(parts[: dot + 1]) + "/" * (dot + 1 < len(parts)))
+    return found, left_out
 
 
 def objects_like(pattern: str) -> Iterator[Entry]:
