@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from glob import glob
 from hashlib import sha256
 from pathlib import Path
@@ -19,7 +20,9 @@ import pytest
 from conftest import SpacepatchCli
 from json_schemas import faults_of
 
-from spacepatch.pipeline.benching import best_workers, worker_counts
+from spacepatch.limits import available_cores
+from spacepatch.other_work import OtherWork, busy_cores
+from spacepatch.pipeline.benching import best_workers, gains_too_much, worker_counts
 from spacepatch.stages import OTHER, counted, looking, stage, timed
 
 AS_PRISTINE = ("--fps", "2", "--pack-length", "2048", "--shard-size", "8MB", "--workers", "2")
@@ -70,6 +73,70 @@ def test_the_stages_add_up_and_the_counts_are_those_of_tokenize(
     assert found["lost_sources"] == ["broken_on_purpose.mp4"]
     assert found["expected"]["tokens"] == totals["tokens"]
     assert not found["expected"]["is_estimate"]
+
+
+READING = """\
+cpu  900 0 100 3000 0 0 0 0 0 0
+cpu0 {0} 0 50 {1} 10 0 0 {2} 0 0
+cpu1 500 20 50 1500 10 0 0 0 0 0
+intr 1 2 3
+"""
+
+
+@pytest.mark.parametrize(
+    ("user", "idle", "stolen", "ours", "busy"),
+    [
+        (0, 100, 0, {0}, 0),
+        (25, 75, 0, {0}, 0.25),
+        (50, 0, 50, {0}, 1),  # a virtual machine's core that another one has
+        (25, 75, 0, {0, 1}, 0.25),  # of the second core no tick has passed
+        (25, 75, 0, {0, 2}, None),
+        (25, 75, 0, set(), None),
+    ],
+)
+def test_cores_of_others_are_told_by_two_readings(
+    user: int, idle: int, stolen: int, ours: set[int], busy: float | None
+) -> None:
+    before = READING.format(100, 200, 300)
+    after = READING.format(100 + user, 200 + idle, 300 + stolen)
+    assert busy_cores(before, after, ours) == busy
+
+
+def test_a_system_that_does_not_tell_is_not_busy() -> None:
+    assert busy_cores("", "", {0}) is None
+    others = OtherWork()
+    assert (others.cores, others.is_busy) == (None, False)
+
+
+@pytest.mark.parametrize(
+    ("speeds", "cores", "expected"),
+    [
+        ({1: 10, 2: 19, 3: 20}, 2, False),
+        ({1: 10, 2: 19, 3: 150}, 2, True),
+        ({1: 10, 2: 26}, 4, True),
+        ({1: 10, 2: 20, 4: 45}, 4, False),
+    ],
+)
+def test_a_gain_that_the_cores_cannot_give_is_not_believed(
+    speeds: dict[int, float], cores: int, expected: bool
+) -> None:
+    rows = [{"workers": count, "tokens_per_second": speed} for count, speed in speeds.items()]
+    assert gains_too_much(rows, cores) == expected
+
+
+def test_a_busy_machine_is_told(spacepatch_cli: SpacepatchCli, sample_clips: Path) -> None:
+    clip = sample_clips / "square_320x320.mp4"
+    spinning = [sys.executable, "-c", "while True: pass"]
+    with ExitStack() as stack:
+        for _ in range(2 * available_cores()):
+            stack.callback(stack.enter_context(subprocess.Popen(spinning)).kill)
+        done = spacepatch_cli("bench", clip, "--seconds", "1", "--workers", "1", "--json")
+    assert done.returncode == 0, done.stderr
+    machine = json.loads(done.stdout)["machine"]
+    assert machine["is_busy"]
+    assert machine["cores"] == available_cores()
+    assert machine["taken_by_others"] > machine["cores"] / 2
+    assert "warning: the machine is busy (others took " in done.stderr
 
 
 def test_people_get_a_table_and_a_line_to_paste(

@@ -65,6 +65,11 @@ def command(
         display.print_json(figures)
     else:
         _show(figures)
+    machine = figures["machine"]
+    if machine["is_busy"]:
+        taken = machine["taken_by_others"]
+        told = "" if taken is None else f" (others took {taken:.1f} of {machine['cores']} cores)"
+        say(f"warning: the machine is busy{told}: do not trust these figures", err=True)
 
 
 def _show(figures: dict[str, Any]) -> None:

@@ -21,6 +21,7 @@ from spacepatch.jobs import Job
 from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.limits import available_cores
 from spacepatch.listings import Listing, SourceTable
+from spacepatch.other_work import OtherWork
 from spacepatch.packers import check_packer
 from spacepatch.pipeline.encoders import Encoded, resolve_encoder
 from spacepatch.pipeline.plan import Plan
@@ -52,6 +53,8 @@ FEWEST_SECONDS = 0.05
 MOST_REPEATS = 3
 ALIKE = 0.03
 """Runs that differ by no more are equally fast."""
+MOST_GAIN = 1.25
+"""Of each core: more is not had of workers, but of other work that slowed the first run."""
 ROOM = 1.2
 """Of a folder, to the bytes of tokens that go there."""
 
@@ -81,7 +84,8 @@ def bench(
 
     Returns:
         JSON-able: `sources`, `sample`, `planning`, `stages`, `whole`, `floor`, `pictures` and
-        `encoder` (None: pixels), `workers` (a list), `best`, `expected`, `losses`.
+        `encoder` (None: pixels), `workers` (a list), `best`, `expected`, `machine` (its cores,
+        what others took of them, and whether that spoils the figures), `losses`.
 
     Raises:
         ConfigError: wrong arguments or settings, or too little room for the shards of the sample.
@@ -92,6 +96,8 @@ def bench(
     check_packer(config.packer)
     counts = worker_counts(config.workers)
     check_workers(counts[-1])
+    others = OtherWork()
+    others.look()
     with ExitStack() as stack:
         folder = stack.enter_context(_temporary(out))
         with _pool(config, min(counts[-1], available_cores())) as pool:
@@ -106,11 +112,19 @@ def bench(
         jobs = num_jobs(sample)
         for workers in [count for count in counts if count == 1 or count <= jobs]:
             on_stage(counted(workers, "worker"))
+            others.look()
             rows.append(
                 _time_workers(sample, workers, config, encoded.settings, folder, seconds)
                 | {"workers": workers}
             )
-    return _document(listing, plan, sample, planning, times, rows, counts)
+    others.look()
+    machine = {
+        "cores": others.num_cores,
+        "taken_by_others": others.cores,
+        "is_busy": others.is_busy or gains_too_much(rows, others.num_cores),
+    }
+    document = _document(listing, plan, sample, planning, times, rows, counts)
+    return document | {"machine": machine}
 
 
 def worker_counts(most: int | None) -> list[int]:
@@ -129,6 +143,14 @@ def best_workers(rows: Sequence[dict[str, Any]]) -> int | None:
     fastest = max(row["tokens_per_second"] for row in sound)
     return min(
         int(row["workers"]) for row in sound if row["tokens_per_second"] >= fastest * (1 - ALIKE)
+    )
+
+
+def gains_too_much(rows: Sequence[dict[str, Any]], cores: int) -> bool:
+    """Whether a number of workers is faster than one by more than there are cores for."""
+    one = rows[0]["tokens_per_second"]
+    return any(
+        row["tokens_per_second"] > MOST_GAIN * min(row["workers"], cores) * one for row in rows
     )
 
 

@@ -166,6 +166,8 @@ def _estimate(totals: dict[str, Any], store: str, trial: dict[str, Any] | str) -
         + ("" if sample["is_all"] else ", drawn by the seed")
         + ". spacepatch bench measures for longer."
     ]
+    if trial["machine"]["is_busy"]:
+        texts.append("The machine was busy with other work: do not trust these times.")
     if best is None:
         texts.append("Every run lost tokens that one worker had: see --worker-memory.")
     else:
