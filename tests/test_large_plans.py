@@ -25,6 +25,7 @@ from spacepatch.listings import GROUP, MOST_IN_MEMORY, Listing, SourceTable
 from spacepatch.pipeline import forecast as forecasting
 from spacepatch.pipeline import make_plan, planning, sorting
 from spacepatch.pipeline.planfile import open_plan
+from spacepatch.shards import tables
 from spacepatch.sources import list_sources, make_source_id
 
 NUMBER = 1200
@@ -104,6 +105,21 @@ def test_a_plan_that_was_ordered_on_disk_has_the_same_bytes(sample_clips, tmp_pa
     plan = open_plan(tmp_path / "disk")
     assert len(plan.tasks) > 4
     assert {task.split for task in plan.tasks} == {"a", "b"}
+
+
+def test_missing_sources_are_in_the_plan_by_name_in_chunks_of_any_size(
+    sample_clips, tmp_path, monkeypatch
+) -> None:
+    names = [f"{number}.mp4" for number in range(50)]
+    still = sample_clips / "still_picture_400x300.png"
+    (tmp_path / "list.txt").write_text("\n".join([str(still), *names]))
+    for rows in (7, tables.GROUP_ROWS):
+        monkeypatch.setattr(tables, "GROUP_ROWS", rows)
+        out = tmp_path / f"{rows}"
+        plan = make_plan([f"@{tmp_path}/list.txt"], config=load_config({}), root="/", out=out)
+        assert [loss.source for loss in plan.losses()] == names
+        assert {loss.reason for loss in plan.losses()} == {"unreadable"}
+    assert sha256(tmp_path / "7" / "plan.parquet") == sha256(out / "plan.parquet")
 
 
 def test_a_task_is_read_by_itself_and_is_what_the_whole_plan_says(sample_clips, tmp_path) -> None:

@@ -33,7 +33,7 @@ from spacepatch.pipeline.placement import Placement
 from spacepatch.pipeline.plan import Plan, PlannedSource
 from spacepatch.pipeline.planfile import StoredPlan, open_plan
 from spacepatch.pipeline.planhead import environment_of, fingerprints_of, layout_of
-from spacepatch.pipeline.planrows import clip_rows, loss_rows, rows_table
+from spacepatch.pipeline.planrows import clip_rows, loss_rows
 from spacepatch.pipeline.planwriting import write_plan_rows
 from spacepatch.pipeline.runs import (
     ShardRoom,
@@ -46,7 +46,8 @@ from spacepatch.pipeline.runs import (
 from spacepatch.pipeline.sorting import KEY, in_order
 from spacepatch.probes import Probed, ProbeJob
 from spacepatch.remote import is_url
-from spacepatch.shards import Layout
+from spacepatch.shards import PLAN, Layout
+from spacepatch.shards.tables import batches_of
 from spacepatch.storage import PRIVATE, remove_folder, scratch_folder
 from spacepatch.workers import WorkerPool
 
@@ -241,9 +242,15 @@ class _Planner:
         )
 
     def _losses(self, listing: Listing, lossy: Iterable[str]) -> Iterator[pa.Table]:
-        for source in listing.missing:
-            loss = source_loss(source, "list", "unreadable", "no such file")
-            yield rows_table(loss_rows(PlannedSource(source, "", None, 0, 0.0), [loss]))
+        missing = (
+            row
+            for source in listing.missing
+            for row in loss_rows(
+                PlannedSource(source, "", None, 0, 0.0),
+                [source_loss(source, "list", "unreadable", "no such file")],
+            )
+        )
+        yield from batches_of(PLAN, missing)
         for name in lossy:
             yield losses_among(self.files.read(name))
 
