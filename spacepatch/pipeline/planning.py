@@ -101,10 +101,9 @@ def plan_run(
         )
     planner.write(folder, listing, names, later)
     forget_parts(folder)
-    asked = any(_asks_header(source, config) for source in listing.sources)
     return replace(
         open_plan(folder, listing.find),
-        num_scanned=planner.num_scanned if asked else None,
+        num_scanned=planner.num_scanned if planner.asks_headers else None,
         keeper=keeper,
     )
 
@@ -139,6 +138,8 @@ class _Planner:
         self.prints = fingerprints_of(config, facts)
         self.num_scanned = 0
         """Sources whose packets were read although headers were asked for."""
+        self.asks_headers = False
+        """Whether of any source that was probed the header alone was asked for."""
         self._rules = view_rules_of(config)
         # Near enough to cut runs by, before all sizes are known.
         self._layout = layout_of(config, 0, facts)
@@ -170,7 +171,9 @@ class _Planner:
                 for place, source in enumerate(part.sources):
                     waiting[number] = part, place
                     number += 1
-                    yield probe_job(source, self.config)
+                    job = probe_job(source, self.config)
+                    self.asks_headers |= job.header
+                    yield job
 
         on_probed(0, total)
         for job, found in probe(jobs()):
