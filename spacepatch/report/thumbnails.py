@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from spacepatch.shards import PackMembers
-from spacepatch.tubelets import cell_order, join_tubelets, merge_of
+from spacepatch.stored_frames import frames_of_tokens, kept_cells
 
 MOST_SIDE = 208
 """Pixels of a thumbnail; smaller frames are as they are."""
@@ -41,31 +41,35 @@ def draw_pixels(pack: PackMembers, number: int, row: dict[str, Any], *, most: in
         row: of segments.parquet.
         most: how many frames.
     """
-    offset, kept, grid_t, grid_h, grid_w, tubelet_size, *patch = pack.segments[number].tolist()
-    tokens, places = pack.tokens[offset : offset + kept], pack.positions[offset : offset + kept]
-    merge = merge_of(row["order"])
-    order = cell_order(grid_h, grid_w, merge=merge)
-    place = np.empty(len(order), np.int64)
-    place[order] = np.arange(len(order))
+    offset, count, grid_t, height, width, tubelet_size, *patch = pack.segments[number].tolist()
+    shown = np.array(spread(grid_t, most))
+    span = slice(offset, offset + count)
+    own = np.isin(pack.positions[span, 0], shown)
+    t, h, w = pack.positions[span][own].astype(np.int64).T
+    cells = (np.searchsorted(shown, t) * height + h) * width + w
+    # As if the clip had these grid rows alone.
+    row_of_shown = row | {
+        "grid_thw": (len(shown), height, width),
+        "num_tokens": len(shown) * height * width,
+        "tubelet_size": tubelet_size,
+        "patch_size": patch,
+    }
+    joined = frames_of_tokens(
+        pack.tokens[span][own],
+        cells,
+        row=row_of_shown,
+        token_dtype=pack.token_dtype,
+        facts=None,
+        encoder=None,
+    )
+    kept = kept_cells(cells, row_of_shown)
     frames = []
-    for t in spread(grid_t, most):
-        own = places[:, 0] == t
-        cells = places[own, 1].astype(np.int64) * grid_w + places[own, 2]
-        whole = np.zeros((grid_h * grid_w, tokens.shape[1]), tokens.dtype)
-        whole[place[cells]] = tokens[own]
-        made = join_tubelets(
-            whole,
-            grid_thw=(1, grid_h, grid_w),
-            tubelet_size=tubelet_size,
-            patch_size=(patch[0], patch[1]),
-            layout=row["layout"],
-            merge=merge,
-            halo=row["halo"],
-        )
-        is_there = np.zeros(grid_h * grid_w, bool)
-        is_there[cells] = True
-        when = f"{row['seconds'][t]:.2f} s, row {t}"
-        frames.append((when, made[0, ..., :3], is_there.reshape(grid_h, grid_w)))
+    for place, number_of_row in enumerate(shown.tolist()):
+        frame = joined[place * tubelet_size, ..., :3]
+        # Black, where it is transparent: lighter than what is beside it would show at the edges.
+        frame[~kept[place].repeat(patch[0], axis=0).repeat(patch[1], axis=1)] = 0
+        when = f"{row['seconds'][number_of_row]:.2f} s, row {number_of_row}"
+        frames.append((when, frame, kept[place]))
     return thumbnails(frames)
 
 
