@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 from fitted_codecs import written
-from small_runs import run
+from small_runs import copied, run
 from spoiled_shards import Shard
 
 from spacepatch.config import load_config
@@ -32,9 +32,8 @@ def copy_clips(sample_clips: Path, folder: Path) -> Path:
     """Some of the sample clips, and one in a folder below."""
     (folder / "below").mkdir()
     shutil.copy(sample_clips / "landscape_640x360.mp4", folder / "below")
-    for name in ("square_320x320.mp4", "rotated_90_phone.mp4", "still_picture_400x300.png"):
-        shutil.copy(sample_clips / name, folder)
-    return folder
+    names = ("square_320x320.mp4", "rotated_90_phone.mp4", "still_picture_400x300.png")
+    return copied(sample_clips, folder, names)
 
 
 def make_pixels(clips: Path, out: Path) -> Path:

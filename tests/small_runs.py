@@ -1,5 +1,6 @@
 """Whole runs of small settings, and the rows of the tables that they write."""
 
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,14 @@ def run(
 
 def rows(out: Path, name: str) -> list[dict[str, Any]]:
     return parquet.read_table(out / name).to_pylist()
+
+
+def copied(sample_clips: Path, folder: Path, names: Iterable[str]) -> Path:
+    """The folder, with copies of some of the sample clips."""
+    folder.mkdir(exist_ok=True)
+    for name in names:
+        shutil.copy(sample_clips / name, folder)
+    return folder
 
 
 def make_dataset(sources: Iterable[str | Path], out: Path, **settings: Any) -> Path:

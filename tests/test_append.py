@@ -19,6 +19,7 @@ import pytest
 from conftest import SpacepatchCli
 from PIL import Image
 from ranked_runs import digests
+from small_runs import copied
 
 from spacepatch.config import load_config
 from spacepatch.errors import ConfigError, ResumeError, ShardError
@@ -33,11 +34,7 @@ A, B, C = "square_320x320.mp4", "odd_size_321x179_vp9.webm", "landscape_640x360.
 
 @pytest.fixture
 def videos(sample_clips: Path, tmp_path: Path) -> Path:
-    folder = tmp_path / "videos"
-    folder.mkdir()
-    for name in (A, B):
-        shutil.copy(sample_clips / name, folder)
-    return folder
+    return copied(sample_clips, tmp_path / "videos", (A, B))
 
 
 def append(source: Path | str, out: Path, **settings: Any) -> tuple[Any, list[str]]:

@@ -16,6 +16,7 @@ from typing import Any
 
 import psutil
 import pytest
+from small_runs import copied
 
 from spacepatch.config import load_config
 from spacepatch.inspection import verify
@@ -91,10 +92,7 @@ SMALL_SHARDS = {"pack_length": 192, "shard_size": "800kB", "workers": 1}
 def test_killed_before_any_durable_step_it_resumes_to_the_same_bytes(
     sample_clips: Path, tmp_path: Path
 ) -> None:
-    clips, untroubled = tmp_path / "clips", tmp_path / "untroubled"
-    clips.mkdir()
-    for name in FEW:
-        shutil.copy(sample_clips / name, clips)
+    clips, untroubled = copied(sample_clips, tmp_path / "clips", FEW), tmp_path / "untroubled"
     assert spacepatch(*command(clips, untroubled, **SMALL_SHARDS)).returncode == DONE_WITH_LOSSES
 
     def run(step: int, out: Path) -> subprocess.CompletedProcess[str]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from pathlib import Path
 import psutil
 import pytest
 from fuzz import session_of
+from small_runs import copied
 from test_crashes import (
     DONE_WITH_LOSSES,
     FEW,
@@ -140,10 +140,7 @@ def test_a_run_that_is_killed_leaves_no_process_and_no_temporary_folder(
 @pytest.fixture(scope="module")
 def clips(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of clips that make three shards."""
-    folder = tmp_path_factory.mktemp("few")
-    for name in FEW:
-        shutil.copy(sample_clips / name, folder)
-    return folder
+    return copied(sample_clips, tmp_path_factory.mktemp("few"), FEW)
 
 
 @pytest.fixture(scope="module")

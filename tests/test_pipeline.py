@@ -14,7 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from small_runs import SMALL, rows, run
+from small_runs import SMALL, copied, rows, run
 
 from spacepatch.config import load_config
 from spacepatch.errors import LossLimitError, ResumeError
@@ -26,11 +26,8 @@ from spacepatch.pipeline.forecast import forecast
 @pytest.fixture
 def clips(sample_clips: Path, tmp_path: Path) -> Path:
     """A folder with three samples that may be changed."""
-    folder = tmp_path / "clips"
-    folder.mkdir()
-    for name in ("square_320x320.mp4", "portrait_270x480.mp4", "still_picture_400x300.png"):
-        shutil.copy(sample_clips / name, folder)
-    return folder
+    names = ("square_320x320.mp4", "portrait_270x480.mp4", "still_picture_400x300.png")
+    return copied(sample_clips, tmp_path / "clips", names)
 
 
 def test_awkward_names_are_read_and_shown_as_they_are(sample_clips: Path, tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ from conftest import SpacepatchCli
 from fitted_codecs import written
 from loaded_packs import read_plainly
 from PIL import Image
-from small_runs import run
+from small_runs import copied, run
 from stored_segments import Stored, pictures_of, scaled_frames, segments_of
 
 from spacepatch.config import load_config
@@ -24,13 +23,12 @@ from spacepatch.inspection.decoded import Decoded
 from spacepatch.latents import load_encoder
 from spacepatch.preview import preview
 
+CLIPS = ("square_320x320.mp4", "landscape_640x360.mp4")
+
 
 @pytest.fixture(scope="module")
 def clips(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    for name in ("square_320x320.mp4", "landscape_640x360.mp4"):
-        shutil.copy(sample_clips / name, folder)
-    return folder
+    return copied(sample_clips, tmp_path_factory.mktemp("clips"), CLIPS)
 
 
 @pytest.fixture(scope="module")

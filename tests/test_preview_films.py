@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from s3_server import S3Server
-from small_runs import rows, run
+from small_runs import copied, rows, run
 from unpacked_files import unpacked
 
 from spacepatch.config import load_config
@@ -30,10 +30,7 @@ CLIPS = ("square_320x320.mp4", "variable_frame_rate_480x270.mp4", "still_picture
 
 @pytest.fixture(scope="module")
 def clips(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    for name in CLIPS:
-        shutil.copy(sample_clips / name, folder)
-    return folder
+    return copied(sample_clips, tmp_path_factory.mktemp("clips"), CLIPS)
 
 
 @pytest.fixture(scope="module")

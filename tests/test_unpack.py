@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import SpacepatchCli
-from small_runs import rows, run
+from small_runs import copied, rows, run
 from spoiled_shards import Shard
 from stored_segments import scaled_frames
 from unpacked_files import film_in, pictures_in, table_of, tree_of, unpacked
@@ -25,10 +25,7 @@ CLIPS = ("square_320x320.mp4", "odd_size_321x179_vp9.webm", "variable_frame_rate
 
 @pytest.fixture(scope="module")
 def clips(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    for name in CLIPS:
-        shutil.copy(sample_clips / name, folder)
-    return folder
+    return copied(sample_clips, tmp_path_factory.mktemp("clips"), CLIPS)
 
 
 @pytest.fixture(scope="module")

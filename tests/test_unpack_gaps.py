@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,20 +11,19 @@ pytest.importorskip("safetensors")
 pytest.importorskip("threadpoolctl")
 
 from decoded_datasets import make_codecs
-from small_runs import rows, run
+from small_runs import copied, rows, run
 from stored_segments import scaled_frames, segments_of
 from unpacked_files import film_in, pictures_in, table_of, unpacked
 
 from spacepatch.errors import ConfigError, EncodeError
 from spacepatch.latents import load_encoder
 
+CLIPS = ("square_320x320.mp4", "landscape_640x360.mp4")
+
 
 @pytest.fixture(scope="module")
 def clips(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("clips")
-    for name in ("square_320x320.mp4", "landscape_640x360.mp4"):
-        shutil.copy(sample_clips / name, folder)
-    return folder
+    return copied(sample_clips, tmp_path_factory.mktemp("clips"), CLIPS)
 
 
 @pytest.fixture(scope="module")

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from small_runs import copied
 from test_crashes import (
     DONE_WITH_LOSSES,
     FEW,
@@ -47,10 +48,7 @@ def remount(disk: Path, options: str) -> None:
 @pytest.fixture(scope="module")
 def clips(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of clips that make three shards."""
-    folder = tmp_path_factory.mktemp("few")
-    for name in FEW:
-        shutil.copy(sample_clips / name, folder)
-    return folder
+    return copied(sample_clips, tmp_path_factory.mktemp("few"), FEW)
 
 
 @pytest.fixture(scope="module")
