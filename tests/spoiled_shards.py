@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 from crc32c import crc32c
 
+from spacepatch.config import fingerprint
 from spacepatch.inspection import Problem, verify
 from spacepatch.shards import SEGMENTS, read_table, write_table
 
@@ -168,6 +169,23 @@ def seal_tables(folder: Path) -> None:
             dataset["tables"][name] = hashlib.sha256(content).hexdigest()
 
     edit_json(folder / "dataset.json", mend)
+
+
+def seal_plan(folder: Path) -> None:
+    """The checksum of plan.parquet, and the plan's id wherever it stands; not that of its tasks."""
+    sha256 = hashlib.sha256((folder / "plan.parquet").read_bytes()).hexdigest()
+    document = json.loads((folder / "plan.json").read_text())
+    settings = document["settings"]
+    identity = {
+        "fingerprints": document["fingerprints"],
+        "seed": settings["seed"],
+        "selection": {key: settings[key] for key in ("limit", "sample", "split")},
+        "rows": sha256,
+    }
+    plan_id = fingerprint(identity)
+    edit_json(folder / "plan.json", lambda plan: plan.update(plan_sha256=sha256, plan_id=plan_id))
+    for path in [folder / "dataset.json", *(tar.with_suffix(".json") for tar in tars(folder))]:
+        edit_json(path, lambda document: document.update(plan_id=plan_id))
 
 
 def flip_byte(path: Path, place: int) -> None:

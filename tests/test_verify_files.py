@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow.compute as compute
 import pyarrow.parquet as parquet
 import pytest
+from small_runs import make_dataset
 from spoiled_shards import (
     Mutations,
     Shard,
@@ -20,11 +21,12 @@ from spoiled_shards import (
     found,
     in_document,
     in_receipt,
+    seal_plan,
     seal_tables,
 )
 
-from spacepatch.inspection import verify
-from spacepatch.shards import LOSSES, SEGMENTS, SOURCES, read_table
+from spacepatch.inspection import Problem, verify
+from spacepatch.shards import LOSSES, PLAN, SEGMENTS, SOURCES, read_table
 
 
 def truncate(shard: Shard) -> None:
@@ -305,3 +307,51 @@ def test_an_injected_defect_is_found(
     mutate(Shard.of(spoilable))
     problems = verify(spoilable)
     assert found(problems, where, what), problems
+
+
+@pytest.fixture(scope="module")
+def named(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A dataset whose name does not come from its plan."""
+    clips = [sample_clips / "square_320x320.mp4", sample_clips / "portrait_270x480.mp4"]
+    out = tmp_path_factory.mktemp("named") / "out"
+    return make_dataset(clips, out, fps="2", name="own", pack_length=1024, shard_size="1MB")
+
+
+def move_keyframe(rows: list[Any]) -> None:
+    rows[-1]["key_pts"][0] += 1
+
+
+def exchange_clips(rows: list[Any]) -> None:
+    for key in rows[0].keys() - {"task", "order"}:
+        rows[0][key], rows[-1][key] = rows[-1][key], rows[0][key]
+
+
+@pytest.mark.parametrize("change", [move_keyframe, exchange_clips])
+def test_a_row_of_the_plan_that_is_changed_with_its_checksums_is_found(
+    named: Path, tmp_path: Path, change: Callable[[list[Any]], None]
+) -> None:
+    copy = shutil.copytree(named, tmp_path / "copy")
+    seal_plan(copy)
+    assert verify(copy) == []
+    before = read_table(copy / "plan.parquet")
+    edit_rows(copy / "plan.parquet", PLAN, change)
+    seal_plan(copy)
+    changed = [
+        f"rows of task {row['task']} are not those that were planned"
+        for row, old in zip(read_table(copy / "plan.parquet"), before, strict=True)
+        if row != old
+    ]
+    problems = [problem.what for problem in verify(copy) if problem.where == "plan.parquet"]
+    assert problems == changed
+    assert len(changed) == (1 if change is move_keyframe else 2)
+
+
+def test_counts_of_a_task_that_its_rows_do_not_have_are_found(named: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(named, tmp_path / "copy")
+
+    def change(plan: Any) -> None:
+        plan["tasks"]["num_frames"][1] += 1
+
+    edit_json(copy / "plan.json", change)
+    (problem,) = verify(copy)
+    assert problem == Problem("plan.parquet", "rows of task 1 have other counts than plan.json")

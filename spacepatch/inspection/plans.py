@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,10 @@ from spacepatch.inspection.folders import PLAN_DOCUMENT, names_in, read_document
 from spacepatch.pipeline.generations import PLAN_FILE, plan_name
 from spacepatch.pipeline.placement import Placement
 from spacepatch.pipeline.plan import Plan
-from spacepatch.pipeline.planfile import open_plan
+from spacepatch.pipeline.planfile import StoredPlan, open_plan
 from spacepatch.pipeline.planhead import content_fingerprints, largest_side, layout_of
+from spacepatch.pipeline.planrows import digests_of
+from spacepatch.pipeline.planwriting import planned_task
 from spacepatch.pipeline.running import pending_tasks
 from spacepatch.shards import shard_stem
 
@@ -122,6 +125,23 @@ def check_plan_document(
         report(f"damaged ({error!r})")
         return False
     return True
+
+
+def check_task_rows(plan: StoredPlan, findings: Findings) -> None:
+    """The rows of each task are those that its id and its counts in the plan's JSON are of.
+
+    The checksum of the whole table does not say so: what changes a row may change that too.
+    """
+    for generation in plan.generations:
+        report = findings.at(generation.path.name)
+        for task in plan.tasks[generation.addition.first_task : generation.stop_task]:
+            rows = plan.rows(task)
+            (digest,) = digests_of(rows, [0, len(rows)])
+            identity = {"fingerprints": plan.head.fingerprints, "rows": digest}
+            if task.task_id != fingerprint(identity):
+                report(f"rows of task {task.number} are not those that were planned")
+            elif planned_task(rows, task.number) != replace(task, task_id=""):
+                report(f"rows of task {task.number} have other counts than {PLAN_DOCUMENT}")
 
 
 def _fingerprints(

@@ -24,12 +24,12 @@ from spacepatch.inspection.folders import (
     read_document,
 )
 from spacepatch.inspection.merged import check_merged
-from spacepatch.inspection.plans import check_later_plans, check_plan_document
+from spacepatch.inspection.plans import check_later_plans, check_plan_document, check_task_rows
 from spacepatch.inspection.segments import Origin
 from spacepatch.inspection.shard import FoundShard, check_shard
 from spacepatch.pipeline.generations import PLAN_FILE
 from spacepatch.pipeline.plan import Plan
-from spacepatch.pipeline.planfile import count_generations, read_plan
+from spacepatch.pipeline.planfile import count_generations, open_plan
 from spacepatch.shards import DATASET, TABLES, shard_stem
 from spacepatch.storage import PRIVATE, open_folder
 
@@ -138,7 +138,10 @@ def _read_plan(
     if document is None:
         return None, None
     try:
-        return document, read_plan(folder, generations=generations)
+        stored = open_plan(folder, generations=generations)
+        plan = stored.whole()
+        check_task_rows(stored, findings)
+        return document, plan
     except ShardError as error:
         path, _, message = str(error).partition(": ")
         findings.add(PurePath(path).name, message)

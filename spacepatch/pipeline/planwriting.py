@@ -82,7 +82,7 @@ def write_plan_rows(
             starts = [0, *accumulate(map(len, group))]
             table = _number(pa.concat_tables(group), first, starts)
             for number, own in enumerate(group, first):
-                numbered.append(_planned_task(own, number))
+                numbered.append(planned_task(own, number))
             digests.extend(digests_of(table, starts))
             yield table
         yield from losses
@@ -151,7 +151,8 @@ def _number(table: pa.Table, number: int, starts: Sequence[int]) -> pa.Table:
     return pa.table(columns).combine_chunks()
 
 
-def _planned_task(table: pa.Table, number: int) -> PlannedTask:
+def planned_task(table: pa.Table, number: int) -> PlannedTask:
+    """What the rows of a task come to; its id is for the plan's JSON to tell."""
     import pyarrow.compute as pc
 
     return PlannedTask(
