@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from spacepatch.loader import PackDataset
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+
+# What a shell starts in the background ignores Ctrl-C, and what that starts too; tests send it.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Several processes run tests: threads of torch in all of them, which wait for one another, made
 # some tests 17 times slower. Processes that tests start have it too.
