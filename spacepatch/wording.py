@@ -1,4 +1,4 @@
-"""Counts and durations in words."""
+"""Counts, bytes and durations in words."""
 
 from __future__ import annotations
 
@@ -14,3 +14,11 @@ def duration(seconds: float) -> str:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60)
     return f"{minutes} min" if minutes < 100 else f"{seconds / 3600:,.1f} h"
+
+
+def bytes_of(count: float) -> str:
+    """Bytes in the unit that suits them."""
+    for unit, letter in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
+        if count >= unit:
+            return f"{count / unit:,.1f} {letter}"
+    return f"{count / 1e3:,.1f} kB"

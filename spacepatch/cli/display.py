@@ -17,7 +17,7 @@ from spacepatch.data import Loss, Source
 from spacepatch.hints import LOOK
 from spacepatch.pipeline import RunSummary
 from spacepatch.probes import Probed, describe_cut
-from spacepatch.wording import counted
+from spacepatch.wording import bytes_of, counted
 
 SOURCES_SHOWN = 40
 """Rows of a table for people; --json has them all."""
@@ -72,7 +72,7 @@ def show_totals(out: Path, totals: dict[str, Any], *, bound: str | None = None) 
         f"{counted(totals['sources_with_segments'], 'source')}, "
         f"{counted(totals['tokens'], 'token')} in {counted(totals['packs'], 'pack')} "
         f"(fill {totals['fill']:.1%}, {bound or plain}), "
-        f"{counted(totals['shards'], 'shard')}, {totals['bytes'] / 1e6:,.1f} MB"
+        f"{counted(totals['shards'], 'shard')}, {bytes_of(totals['bytes'])}"
     )
 
 
@@ -142,10 +142,11 @@ def show_forecast(figures: dict[str, Any], *, as_json: bool) -> None:
             )
         )
     bound = LowerBound(**figures["lower_bound"]).describe(totals["packs"])
+    is_bound = most or figures["store"].startswith("compressed")
     typer.echo(
         f"{most}{counted(totals['packs'], 'pack')} of {totals['pack_length']:,}, {bound}, fill "
         f"{totals['fill']:.2%}, {counted(totals['shards'], 'shard')}, "
-        f"{most or 'about '}{totals['bytes'] / 1e6:,.1f} MB"
+        f"{'at most' if is_bound else 'about'} {bytes_of(totals['bytes'])}"
     )
     typer.echo("")
     packers = [

@@ -20,7 +20,6 @@ from spacepatch.report.records import (
     Section,
     Table,
     Tile,
-    bytes_of,
     short_of,
     size_of,
     text_of,
@@ -40,6 +39,7 @@ from spacepatch.report.sections import (
 )
 from spacepatch.report.thumbnails import Film
 from spacepatch.storage import open_folder
+from spacepatch.wording import bytes_of
 
 SHARDS_LISTED = 200
 """In the figures for programs; `inspect --json` has them all."""

@@ -25,7 +25,6 @@ from spacepatch.report.records import (
     Section,
     Table,
     Tile,
-    bytes_of,
     short_of,
     size_of,
     span_of,
@@ -40,7 +39,7 @@ from spacepatch.report.sections import (
     run_section,
     shards_section,
 )
-from spacepatch.wording import counted
+from spacepatch.wording import bytes_of, counted
 
 SOURCES_LISTED = 300
 EXAMPLES = 3

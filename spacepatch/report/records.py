@@ -165,14 +165,6 @@ def size_of(size: Sequence[int] | None) -> str:
     return "–" if not size else f"{size[1]} × {size[0]}"
 
 
-def bytes_of(count: float) -> str:
-    """Bytes in the unit that suits them."""
-    for unit, letter in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB")):
-        if count >= unit:
-            return f"{count / unit:,.1f} {letter}"
-    return f"{count / 1e3:,.1f} kB"
-
-
 def span_of(seconds: float) -> str:
     """A length of time in the unit that suits it."""
     for unit, word in ((86400, "days"), (3600, "hours"), (60, "minutes")):

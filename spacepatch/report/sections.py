@@ -9,7 +9,8 @@ from spacepatch.config import RunConfig
 from spacepatch.config.settings import EXCLUSIVE
 from spacepatch.report.charts import draw_band, draw_bars, draw_spreads
 from spacepatch.report.histograms import Rows
-from spacepatch.report.records import Cell, Chart, Section, Table, bytes_of, text_of
+from spacepatch.report.records import Cell, Chart, Section, Table, text_of
+from spacepatch.wording import bytes_of
 
 SHOWN_TITLES = {
     "tokens": ("Tokens of a segment", "tokens"),
