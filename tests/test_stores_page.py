@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow.parquet as parquet
 import pytest
 import torch
+from conftest import SpacepatchCli
 from small_runs import run
 
 from spacepatch.inspection import verify
@@ -115,3 +116,12 @@ def test_a_damaged_compressed_member_is_found_by_verify_and_by_the_loader(
     assert any("crc32c" in problem.what for problem in verify(out))
     with pytest.raises(ShardError, match="crc32c differs"):
         PackDataset(out)[0]
+
+
+def test_bench_says_that_references_cost_nothing_to_measure(
+    stores: dict[str, Path], spacepatch: SpacepatchCli
+) -> None:
+    done = spacepatch("bench", str(stores["videos"]), "--store", "refs")
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: store refs decodes nothing")
+    assert done.stderr.count("\n") == 1

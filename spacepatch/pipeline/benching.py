@@ -92,6 +92,11 @@ def bench(
         OSError: they cannot be written.
     """
     watch = watch or Watch()
+    if config.is_planned_only:
+        raise ConfigError(
+            "store refs decodes nothing, so that there is nothing to measure: add --checked, or "
+            "take spacepatch plan"
+        )
     listing = list_inputs(arguments, config, root=root)
     check_packer(config.packer)
     counts = worker_counts(config.workers)

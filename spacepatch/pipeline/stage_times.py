@@ -24,7 +24,10 @@ from spacepatch.stages import OTHER, looking
 from spacepatch.storage import scratch_folder
 from spacepatch.workers import Fault, WorkerPool
 
-STAGES = ("probe", "decode", "resize", "encode", "wait", "tubelets", "pack", "hash", "write", OTHER)
+STAGES = (
+    *("probe", "decode", "resize", "encode", "wait", "tubelets"),
+    *("pack", "compress", "hash", "write", OTHER),
+)
 """In the order of the data. `encode` and `wait` are there with an encoder only; `wait` is for one
 that computes beside, on an accelerator."""
 
@@ -72,6 +75,8 @@ class StageTimes:
 
         has_encoder = self.busy > 0
         there = [name for name in STAGES if name not in ("encode", "wait") or has_encoder]
+        if not self.seconds["compress"]:
+            there.remove("compress")
         return {
             "stages": {name: row(self.seconds[name]) for name in there},
             "whole": row(self.whole),

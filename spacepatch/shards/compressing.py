@@ -12,6 +12,7 @@ import numpy as np
 
 from spacepatch.codecs import Compressed, compress, decompress
 from spacepatch.errors import ShardError
+from spacepatch.stages import timed
 from spacepatch.tubelets import merge_of, token_width
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def compressing(
             [pool.submit(_compress, content, layout) for content in pack] for pack in packs
         ]
         try:
-            yield ([future.result() for future in pack] for pack in futures)
+            yield timed("compress", ([one.result() for one in pack] for pack in futures))
         finally:
             pool.shutdown(cancel_futures=True)
 
