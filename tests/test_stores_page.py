@@ -119,9 +119,9 @@ def test_a_damaged_compressed_member_is_found_by_verify_and_by_the_loader(
 
 
 def test_bench_says_that_references_cost_nothing_to_measure(
-    stores: dict[str, Path], spacepatch: SpacepatchCli
+    stores: dict[str, Path], spacepatch_cli: SpacepatchCli
 ) -> None:
-    done = spacepatch("bench", str(stores["videos"]), "--store", "refs")
+    done = spacepatch_cli("bench", str(stores["videos"]), "--store", "refs")
     assert done.returncode == 2
     assert done.stderr.startswith("error: store refs decodes nothing")
     assert done.stderr.count("\n") == 1
