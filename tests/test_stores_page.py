@@ -90,7 +90,7 @@ def test_compressed_tokens_are_the_very_same_and_lossy_ones_above_their_floor(
             own = pack["segment_ids"] == number
             a, b = (x["tokens"][own].numpy().astype(np.float64) for x in (pack, other))
             psnr = 10 * np.log10(255**2 / np.square(a - b).mean())
-            assert psnr == pytest.approx(noted[segment["segment_id"]]["psnr"])
+            assert psnr == pytest.approx(noted[segment["segment_id"]]["psnr"], abs=0.002)
             assert psnr >= FLOOR
     sizes = {
         name: sum(tar.stat().st_size for tar in stores[name].glob("*.tar"))

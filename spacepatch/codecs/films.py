@@ -8,7 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 
 from spacepatch.errors import ShardError
-from spacepatch.tubelets import cells_of_rows, change_layout, copy_in_words, join_tubelets
+from spacepatch.tubelets import (
+    LAYOUTS,
+    cells_of_rows,
+    change_layout,
+    copy_in_words,
+    join_tubelets,
+)
 
 STRIP = 32
 """Tokens side by side in a picture, where they are taken one by one and not as their frames."""
@@ -32,6 +38,8 @@ class Film:
     merge: int
     places: np.ndarray
     """``(n,)`` int64: where each token is in the film's own order, that of `cut_tubelets`."""
+    is_whole: bool
+    """Whether tokens are those of `cut_tubelets`, all and in its order."""
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
@@ -49,7 +57,7 @@ class Film:
         """``(T, C, H, W)`` uint8 pictures of ``(n, D)`` tokens; a cell without a token shows on
         what it showed before, which costs codecs least."""
         (t, h, w), (channels, frames, p, q) = self.grid, self.token_shape
-        if not self._is_whole:
+        if not self.is_whole:
             whole = np.full((t * h * w, self.width), UNKNOWN, np.uint8)
             moved = self._moved(tokens, self.layout, "c t p q")
             whole[self.places] = moved
@@ -77,31 +85,21 @@ class Film:
         room = np.empty((h * w, self.width), np.uint8)
         coming = iter(pictures)
         for row in range(t):
-            target = tokens[row * h * w : (row + 1) * h * w] if self._is_whole else room
+            target = tokens[row * h * w : (row + 1) * h * w] if self.is_whole else room
             m = self.merge
             # (h mh) (w mw) c k p q -> c k (h mh p) (w mw q)
             view = target.reshape(h // m, w // m, m, m, channels, frames, p, q)
             for k in range(frames):
                 picture = next(coming).reshape(channels, h // m, m, p, w // m, m, q)
                 copy_in_words(view[:, :, :, :, :, k], picture.transpose(1, 4, 2, 5, 0, 3, 6))
-            if not self._is_whole:
+            if not self.is_whole:
                 here = order[starts[row] : starts[row + 1]]
                 tokens[here] = target[cells[here]]
+        next(coming, None)  # what comes after the last is for the decoder to refuse
         return self._moved(tokens, "c t p q", self.layout)
 
-    @property
-    def _is_whole(self) -> bool:
-        """Whether tokens are those of `cut_tubelets`, all and in its order."""
-        t, h, w = self.grid
-        return len(self.places) == t * h * w and bool(
-            (self.places == np.arange(len(self.places))).all()
-        )
-
     def _moved(self, tokens: np.ndarray, before: str, after: str) -> np.ndarray:
-        # Of one frame a token, "p q c" and "t p q c" are one.
-        before, after = (name if "t" in name else f"t {name}" for name in (before, after))
-        before, after = (name.replace("t c", "c t") for name in (before, after))
-        if before == after:
+        if LAYOUTS[before] == LAYOUTS[after]:
             return tokens
         return change_layout(tokens, token_shape=self.token_shape, before=before, after=after)
 
@@ -129,20 +127,21 @@ def film_of(
     """The film of a segment, which its geometry alone decides.
 
     Args:
-        kept: ``(n,)`` raster indices of its tokens in its grid, no two alike, n > 0.
+        kept: ``(n,)`` raster indices of its tokens in its grid, no two alike.
 
     Raises:
         ShardError: an index beyond the grid, or one that comes twice.
     """
     cells = grid_thw[0] * grid_thw[1] * grid_thw[2]
     num = len(kept)
-    if num > cells or int(kept.max()) >= cells or len(np.unique(kept)) < num:
+    if num > cells or int(kept.max(initial=0)) >= cells or len(np.unique(kept)) < num:
         raise ShardError(f"its {num} tokens are not each of a cell of the grid {list(grid_thw)}")
     token_shape = (channels, tubelet_size, patch_size[0] + 2 * halo, patch_size[1] + 2 * halo)
     places = np.arange(num, dtype=np.int64)
     if halo or 2 * num < cells:
-        wide = min(num, STRIP)
-        return Film((-(-num // wide), 1, wide), token_shape, layout, 1, places)
+        wide = max(1, min(num, STRIP))
+        tall = max(1, -(-num // wide))
+        return Film((tall, 1, wide), token_shape, layout, 1, places, tall * wide == num)
     if merge == 1:
         places = kept.astype(np.int64)
     else:
@@ -150,4 +149,5 @@ def film_of(
         place = np.empty(cells, np.int64)
         place[order] = np.arange(cells)
         places = place[kept]
-    return Film(grid_thw, token_shape, layout, merge, places)
+    is_whole = num == cells and bool((places == np.arange(cells)).all())
+    return Film(grid_thw, token_shape, layout, merge, places, is_whole)

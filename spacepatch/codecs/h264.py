@@ -1,142 +1,229 @@
-"""Pictures as H.264 in RGB: of no loss, or of a quantizer. x264 makes it, FFmpeg's own decoder
-reads it."""
+"""Pictures as H.264, through FFmpeg: RGB without loss; Y, Co and Cg in full resolution with it.
+
+The latter are turned here, in whole numbers, and a decoder of H.264 has no freedom: the same
+content gives the same tokens whatever FFmpeg decodes it.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from fractions import Fraction
-from itertools import pairwise
-from typing import TYPE_CHECKING, Literal
+from typing import Any
 
 import numpy as np
 
 from spacepatch.errors import MissingDependencyError, ShardError
 
-if TYPE_CHECKING:
-    from av import VideoFrame
-    from av.video.codeccontext import VideoCodecContext
-
-ENCODER, DECODER = "libx264rgb", "h264"
-PRESET = "veryfast"
-TUNED = {
-    # One thread and no look into the future: the bytes are those of the pictures alone.
-    "threads": "1",
-    "lookahead-threads": "1",
-    "sync-lookahead": "0",
-    # A segment is always read from its beginning.
-    "keyint": "infinite",
-    "scenecut": "0",
-    "bframes": "0",
-    "mbtree": "0",
-    "rc-lookahead": "0",
-    "force-cfr": "1",
+WORST_QP = 51
+"""The coarsest quantizer; 0 is the finest."""
+MOST_PIXELS = 2**26
+"""Of a picture: FFmpeg decodes no larger ones, and its own limit is beyond what memory has."""
+ENCODER = {
+    "preset": "veryfast",
+    # One thread and no mbtree, which reads memory that nobody wrote: the same bytes each time. One
+    # quantizer throughout, which is what PSNR wants. CAVLC decodes half as fast again as CABAC.
+    "x264-params": "threads=1:mbtree=0:aq-mode=0:psy=0:cabac=0:keyint=infinite:scenecut=0",
 }
-EXACT = {"cabac": "0"}
-"""Without loss most bytes are noise, which arithmetic coding makes 9 % smaller and three times as
-slow to read."""
-CHANNELS = 3
-LEAST_SIDE = 2
-"""Pixels of a picture; smaller ones are filled up."""
-MOST_QUANTIZER = 51
-_UNIT = re.compile(rb"\x00*\x00\x00\x01")
+MARGIN = 128
+"""Pixels that a side may have besides those of the picture."""
+SEI = 6
+"""The kind of NAL unit in which x264 writes its version and settings."""
 
 
-def encode(pictures: np.ndarray, quantizer: int = 0) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Colours:
+    """What a picture is compressed as."""
+
+    encoder: str
+    given: str
+    """The pixel format that the encoder takes."""
+    decoded: str
+    """The one that a decoder gives: planes in full resolution."""
+    turn: Callable[[np.ndarray], np.ndarray]
+    """``(3, H, W)`` uint8 of red, green and blue to such planes, in the decoder's order."""
+    turn_back: Callable[[np.ndarray], np.ndarray]
+    alpha: int
+    """The plane that holds alpha, below the colours."""
+    nothing: int
+    """What the other planes have there."""
+
+
+def encode(pictures: np.ndarray, qp: int | None = None) -> bytes | None:
     """Compress a film.
 
     Args:
-        pictures: ``(T, 3, H, W)`` uint8: red, green, blue.
-        quantizer: 0: without loss; to 51, the coarsest.
+        pictures: ``(T, C, H, W)`` uint8, C is 3, or 4 with alpha.
+        qp: the quantizer, from 0 to `WORST_QP`; None: without loss.
 
     Returns:
-        A byte stream (ITU-T H.264, annex B); a function of the pictures, in one build of x264.
+        What `decode` turns back; None where x264 does not take pictures of that size.
 
     Raises:
-        MissingDependencyError: this PyAV has no x264.
+        MissingDependencyError: FFmpeg was built without x264.
     """
     import av
+    from av.error import FFmpegError
+    from av.video.codeccontext import VideoCodecContext
 
-    num_frames, _, height, width = pictures.shape
-    try:
-        encoder = _context(ENCODER, "w")
-    except av.error.FFmpegError as error:
+    colours = RGB if qp is None else Y_CO_CG
+    if colours.encoder not in av.codecs_available:
         raise MissingDependencyError(
-            f"store compressed needs FFmpeg's {ENCODER}, which PyAV's own wheels have: "
-            f"pip install --force-reinstall av ({error})"
-        ) from None
-    encoder.width, encoder.height = max(width, LEAST_SIDE), max(height, LEAST_SIDE)
-    encoder.pix_fmt = "bgr24"
+            f"store compressed needs an FFmpeg with {colours.encoder}, as in the wheels of PyAV: "
+            "pip install --force-reinstall av"
+        )
+    encoder: Any = VideoCodecContext.create(colours.encoder, "w")
+    _, channels, height, width = pictures.shape
+    encoder.width, encoder.height = width, _tall(channels, height)
+    encoder.pix_fmt = colours.given
     encoder.time_base, encoder.framerate = Fraction(1, 25), Fraction(25)
-    tuned = TUNED | (EXACT if not quantizer else {})
-    parameters = ":".join(f"{key}={value}" for key, value in tuned.items())
-    encoder.options = {"preset": PRESET, "qp": str(quantizer), "x264-params": parameters}
-    room = np.zeros((encoder.height, encoder.width, 3), np.uint8)
-    parts = []
-    for index in range(num_frames):
-        room[:height, :width] = pictures[index, ::-1].transpose(1, 2, 0)
-        frame = av.VideoFrame.from_ndarray(room, format="bgr24")
-        frame.pts, frame.time_base = index, encoder.time_base
-        parts += encoder.encode(frame)
-    parts += encoder.encode(None)
-    return _without_notes(b"".join(map(bytes, parts)))
+    encoder.thread_count = 1
+    encoder.options = ENCODER | {"qp": str(qp or 0)}
+    packets: list[bytes] = []
+    try:
+        for index, picture in enumerate(pictures):
+            planes = _planes_of(picture, colours)
+            if colours is RGB:  # the encoder takes blue, green, red side by side
+                planes = np.ascontiguousarray(planes[[1, 0, 2]].transpose(1, 2, 0))
+            frame: Any = av.VideoFrame.from_ndarray(planes, format=colours.given)
+            frame.pts, frame.time_base = index, encoder.time_base
+            packets.extend(bytes(packet) for packet in encoder.encode(frame))
+        packets.extend(bytes(packet) for packet in encoder.encode(None))
+    except FFmpegError:
+        return None
+    if len(packets) != len(pictures):
+        return None
+    packets[0] = _without_sei(packets[0])
+    sizes = np.array([len(packet) for packet in packets], "<u4")
+    return b"".join((sizes.tobytes(), *packets))
 
 
-def decode(content: bytes, shape: tuple[int, int, int, int]) -> Iterator[np.ndarray]:
-    """Each of the T pictures, ``(3, H, W)`` uint8, in turn.
+def decode(
+    content: bytes, shape: tuple[int, int, int, int], *, is_exact: bool
+) -> Iterator[np.ndarray]:
+    """Each of the T pictures, ``(C, H, W)`` uint8, in turn.
 
     Args:
-        shape: ``(T, 3, H, W)``, as encoded.
+        shape: ``(T, C, H, W)``, as encoded.
+        is_exact: whether they were encoded without loss.
 
     Raises:
         ShardError: the content is damaged, or of other pictures.
     """
-    import av
-
-    num_frames, _, height, width = shape
-    size = max(height, LEAST_SIDE), max(width, LEAST_SIDE)
-    decoder = _context(DECODER, "r")
-    # Whatever the stream says of itself; FFmpeg counts whole blocks of 16, and some around them.
-    decoder.options = {"max_pixels": str((size[0] + 64) * (size[1] + 64)), "err_detect": "explode"}
-    made = 0
-    try:
-        for packet in [*decoder.parse(content), *decoder.parse(None), None]:
-            for frame in decoder.decode(packet):
-                if made == num_frames or (frame.height, frame.width) != size:
-                    raise ShardError("its compressed tokens are of other pictures")
-                made += 1
-                yield _planes(frame)[:, :height, :width]
-    except av.error.FFmpegError as error:
-        raise ShardError(f"its compressed tokens are damaged ({type(error).__name__})") from None
-    if made != num_frames:
-        raise ShardError(f"its compressed tokens are damaged: {made} pictures of {num_frames}")
-
-
-def _context(name: str, mode: Literal["r", "w"]) -> VideoCodecContext:
-    from av.codec import CodecContext
+    from av.error import FFmpegError
+    from av.packet import Packet
     from av.video.codeccontext import VideoCodecContext
 
-    context = CodecContext.create(name, mode)
-    assert isinstance(context, VideoCodecContext)
-    context.thread_count = 1
-    return context
+    colours = RGB if is_exact else Y_CO_CG
+    num, channels, height, width = shape
+    tall = _tall(channels, height)
+    decoder: Any = VideoCodecContext.create("h264", "r")
+    decoder.thread_count = 1
+    # FFmpeg counts whole blocks and what it aligns lines by.
+    most = min((width + MARGIN) * (tall + MARGIN), MOST_PIXELS)
+    decoder.options = {"max_pixels": str(most), "err_detect": "explode"}
+    made = 0
+    try:
+        for packet in (*map(Packet, _packets(content, num)), None):
+            for frame in decoder.decode(packet):
+                is_ours = frame.format.name == colours.decoded and made < num
+                if not is_ours or (frame.width, frame.height) != (width, tall) or frame.is_corrupt:
+                    raise ShardError("its compressed tokens are damaged (other pictures)")
+                made += 1
+                yield _picture_of(_planes_in(frame), channels, colours)
+    except FFmpegError as error:
+        reason = error.strerror or type(error).__name__
+        raise ShardError(f"its compressed tokens are damaged ({reason})") from None
+    if made < num:
+        raise ShardError(f"its compressed tokens are damaged ({made} pictures of {num})")
 
 
-def _planes(frame: VideoFrame) -> np.ndarray:
-    """``(3, H, W)`` red, green, blue, as they lie in the frame."""
-    if frame.format.name != "gbrp":
-        raise ShardError(f"its compressed tokens are damaged ({frame.format.name})")
-    green, blue, red = (
-        np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[
-            : frame.height, : frame.width
+def _packets(content: bytes, num: int) -> Iterator[bytes]:
+    if len(content) < 4 * num:
+        raise ShardError("its compressed tokens are cut off")
+    stops = 4 * num + np.cumsum(np.frombuffer(content, "<u4", num), dtype=np.int64)
+    if stops[-1] != len(content):
+        raise ShardError(
+            f"its compressed tokens are {len(content)} bytes, and {stops[-1]} by their sizes"
+        )
+    start = 4 * num
+    for stop in stops.tolist():
+        yield content[start:stop]
+        start = stop
+
+
+def _without_sei(packet: bytes) -> bytes:
+    """A packet of Annex B, whose start codes are nowhere inside a unit."""
+    units = re.split(rb"\x00?\x00\x00\x01", packet)[1:]
+    kept = (unit for unit in units if unit[0] & 31 != SEI)
+    return b"".join(b"\x00\x00\x00\x01" + unit for unit in kept)
+
+
+def _tall(channels: int, height: int) -> int:
+    """Alpha lies below the colours, as luma."""
+    return height * (channels - 2)
+
+
+def _planes_in(frame: Any) -> np.ndarray:
+    """``(3, H, W)`` as they lie in a frame."""
+    height, width = frame.height, frame.width
+    return np.stack(
+        [
+            np.frombuffer(memoryview(plane), np.uint8).reshape(-1, plane.line_size)[:height, :width]
+            for plane in frame.planes
         ]
-        for plane in frame.planes
     )
-    return np.stack([red, green, blue])
 
 
-def _without_notes(stream: bytes) -> bytes:
-    """Without what x264 says of itself: its settings, 700 bytes of them."""
-    borders = [match.start() for match in _UNIT.finditer(stream)] + [len(stream)]
-    units = [stream[a:b] for a, b in pairwise(borders)]
-    return b"".join(unit for unit in units if unit.lstrip(b"\0")[1] & 31 != 6)
+def _planes_of(picture: np.ndarray, colours: Colours) -> np.ndarray:
+    """``(3, tall, W)`` uint8 of ``(C, H, W)``."""
+    planes = colours.turn(picture[:3])
+    if len(picture) == 3:
+        return planes
+    alpha = np.full_like(planes, colours.nothing)
+    alpha[colours.alpha] = picture[3]
+    return np.concatenate([planes, alpha], axis=1)
+
+
+def _picture_of(planes: np.ndarray, channels: int, colours: Colours) -> np.ndarray:
+    height = planes.shape[1] // (channels - 2)
+    picture = colours.turn_back(planes[:, :height])
+    if channels == 3:
+        return picture
+    return np.concatenate([picture, planes[colours.alpha : colours.alpha + 1, height:]])
+
+
+def _to_gbr(rgb: np.ndarray) -> np.ndarray:
+    return rgb[[1, 2, 0]]
+
+
+def _from_gbr(gbr: np.ndarray) -> np.ndarray:
+    return gbr[[2, 0, 1]]
+
+
+def _to_y_co_cg(rgb: np.ndarray) -> np.ndarray:
+    red, green, blue = rgb.astype(np.int16)
+    turned = np.stack(
+        [
+            (red + 2 * green + blue + 2) >> 2,
+            ((red - blue + 1) >> 1) + 128,
+            ((2 * green - red - blue + 2) >> 2) + 128,
+        ]
+    )
+    return np.asarray(turned.clip(0, 255).astype(np.uint8))
+
+
+def _from_y_co_cg(planes: np.ndarray) -> np.ndarray:
+    luma, orange, green = planes.astype(np.int16)
+    orange -= 128
+    green -= 128
+    others = luma - green
+    rgb = np.empty(planes.shape, np.uint8)
+    for plane, value in zip(rgb, (others + orange, luma + green, others - orange), strict=True):
+        np.clip(value, 0, 255, out=plane, casting="unsafe")
+    return rgb
+
+
+RGB = Colours("libx264rgb", "bgr24", "gbrp", _to_gbr, _from_gbr, alpha=0, nothing=0)
+Y_CO_CG = Colours("libx264", "yuv444p", "yuv444p", _to_y_co_cg, _from_y_co_cg, alpha=0, nothing=128)

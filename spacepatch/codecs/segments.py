@@ -3,41 +3,41 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from spacepatch.codecs import h264, plain
 from spacepatch.codecs.films import Film, film_of
 from spacepatch.errors import ShardError
-from spacepatch.quality import psnr_of
 
-Decode = Callable[[bytes, Film], np.ndarray]
+Decode = Callable[[bytes, tuple[int, int, int, int]], Iterator[np.ndarray]]
 
-
-def _decode_h264(content: bytes, film: Film) -> np.ndarray:
-    if film.shape[1] != h264.CHANNELS:
-        raise ShardError(f"its tokens have {film.shape[1]} channels, which H.264 has not")
-    return film.cut(h264.decode(content, film.shape))
-
-
-def _decode_plain(content: bytes, film: Film) -> np.ndarray:
-    return plain.decode(content, (len(film.places), film.width))
+EXACT, LOSSY, PLAIN = "h264-rgb", "h264-ycocg", "zstd"
+CODECS: dict[str, Decode] = {
+    EXACT: partial(h264.decode, is_exact=True),
+    LOSSY: partial(h264.decode, is_exact=False),
+    PLAIN: plain.decode,
+}
+"""By the name that packs record: what makes T pictures ``(C, H, W)`` of its content and the shape
+``(T, C, H, W)``, or raises `ShardError`."""
 
 
-CODECS: dict[str, Decode] = {"h264": _decode_h264, "zstd": _decode_plain}
-"""By the name that packs record: what makes ``(n, D)`` tokens of its content and their film, or
-raises `ShardError`."""
-
-MOST_TRIES = 5
-"""Films that are made to find the coarsest quantizer above a floor."""
-HIGHEST = 40.0
-"""Decibels above a floor that count: of what came back exact they are infinite."""
-DECIBELS_A_STEP = 0.8
-"""That a step of the quantizer costs, about."""
-FIRST_GUESS = (8, 51.5)
-"""A quantizer, and the decibels that filmed pictures have with it, about."""
+FLOOR_AT_FIRST = 65
+"""The quantizer tried first is this minus the floor; most clips then take two or three tries."""
+DECIBELS_A_STEP, LEAST_SLOPE = 0.75, 0.25
+"""What a coarser quantizer costs, as long as a clip has shown no slope of its own; and what such a
+slope is at least taken for."""
+CLEARLY_LESS = 0.4
+"""Share of the bytes below which what is exact need not be tried besides."""
+WORTH_IT = 0.9
+"""Share of the bytes above which zstd is tried too, which decodes several times as fast."""
+NEAR = 0.5
+"""Decibels above the floor that no further try is made for: half of what a step is worth."""
+ROWS_AT_ONCE = 256
+"""Tokens compared at a time, which fit the cache."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +48,8 @@ class Compressed:
     codec: str
     """One of `CODECS`."""
     psnr: float | None
-    """Decibels, over all values of the tokens; None: they come back as they were."""
+    """Decibels, over all values of the tokens, rounded down to thousandths; None: they come back as
+    they were."""
 
 
 def compress(
@@ -66,6 +67,9 @@ def compress(
 ) -> Compressed:
     """Compress pixel tokens; a pure function, which runs in many threads at once.
 
+    With a floor, qualities are tried, decoded and measured, until one is just above it; where none
+    is, or what is exact is smaller, the tokens come back as they were.
+
     Args:
         tokens: ``(n, D)`` uint8.
         kept: ``(n,)`` raster indices of theirs in the grid, no two alike, in any order.
@@ -75,6 +79,7 @@ def compress(
 
     Raises:
         ValueError: tokens that are not of that geometry.
+        MissingDependencyError: a floor, and an FFmpeg without x264.
     """
     try:
         film = film_of(
@@ -93,53 +98,22 @@ def compress(
         raise ValueError(
             f"tokens are {tokens.dtype} {tokens.shape}, not uint8 {(len(kept), film.width)}"
         )
-    if channels == h264.CHANNELS:
-        pictures = film.draw(tokens)
-        made = None if floor is None else _above(floor, pictures, tokens, film)
-        made = made or Compressed(h264.encode(pictures), "h264", None)
-        if len(made.content) < tokens.nbytes * WORTH_IT:
-            return made
-    # No film, or one of noise.
-    return Compressed(plain.encode(tokens), "zstd", None)
+    pictures = film.draw(tokens)
+    lossy = None if floor is None else _coarsest(pictures, film, tokens, floor)
+    if lossy is not None and len(lossy.content) < tokens.nbytes * CLEARLY_LESS:
+        return lossy
+    exact = _exact(pictures, tokens.nbytes)
+    return exact if lossy is None or len(exact.content) <= len(lossy.content) else lossy
 
 
-WORTH_IT = 0.98
-"""Share of the bytes above which decoding a film saves nothing."""
-
-
-def _above(floor: float, pictures: np.ndarray, tokens: np.ndarray, film: Film) -> Compressed | None:
-    """With the coarsest quantizer that was found above a floor; None: there is none."""
-    guess, decibels = FIRST_GUESS
-    quantizer = guess + int((decibels - floor) / DECIBELS_A_STEP)
-    best, least, most = None, 1, h264.MOST_QUANTIZER
-    for _ in range(MOST_TRIES):
-        quantizer = min(max(quantizer, least), most)
-        content = h264.encode(pictures, quantizer)
-        found = film.cut(h264.decode(content, film.shape))
-        psnr = psnr_of(_error(found, tokens), tokens.size)
-        if psnr >= floor:
-            best, least = Compressed(content, "h264", psnr), quantizer + 1
-        else:
-            most = quantizer - 1
-        if least > most:
-            break
-        step = int(min(psnr - floor, HIGHEST) / DECIBELS_A_STEP)
-        quantizer += step or (1 if psnr >= floor else -1)
-    if best is not None and best.psnr == math.inf:
-        return Compressed(best.content, best.codec, None)
-    return best
-
-
-def _error(found: np.ndarray, tokens: np.ndarray) -> int:
-    """The sum of squared differences, some tokens at a time."""
-    return sum(
-        int(np.square(found[at : at + TOKENS_AT_ONCE].astype(np.int32) - part).sum(dtype=np.int64))
-        for at in range(0, len(tokens), TOKENS_AT_ONCE)
-        for part in [tokens[at : at + TOKENS_AT_ONCE]]
-    )
-
-
-TOKENS_AT_ONCE = 256
+def _exact(pictures: np.ndarray, num_bytes: int) -> Compressed:
+    content = h264.encode(pictures)
+    if content is not None and len(content) < WORTH_IT * num_bytes:
+        return Compressed(content, EXACT, None)
+    simple = plain.encode(pictures)
+    if content is None or len(simple) <= len(content):
+        return Compressed(simple, PLAIN, None)
+    return Compressed(content, EXACT, None)
 
 
 def decompress(
@@ -177,4 +151,52 @@ def decompress(
         layout=layout,
         merge=merge,
     )
-    return decode(content, film)
+    return film.cut(decode(content, film.shape))
+
+
+def _coarsest(
+    pictures: np.ndarray, film: Film, tokens: np.ndarray, floor: float
+) -> Compressed | None:
+    """By the coarsest quantizer that reaches the floor, or is `NEAR` above it; None: none does."""
+    best = None
+    reaches, fails = -1, h264.WORST_QP + 1
+    qp, slope = round(FLOOR_AT_FIRST - floor), DECIBELS_A_STEP
+    before: tuple[int, float] | None = None
+    while fails - reaches > 1:
+        qp = min(max(qp, reaches + 1), fails - 1)
+        content = h264.encode(pictures, qp)
+        if content is None:
+            return None
+        try:
+            found = film.cut(h264.decode(content, film.shape, is_exact=False))
+            psnr = _psnr(tokens, found)
+        except ShardError:  # a size that the decoder does not take, though the encoder does
+            return None
+        above = psnr - floor
+        if above >= 0:
+            best = Compressed(content, LOSSY, None if math.isinf(psnr) else psnr)
+            reaches = qp
+            if above < NEAR:
+                break
+        else:
+            fails = qp
+        if math.isinf(psnr):
+            before, qp = None, fails - 1
+            continue
+        if before is not None and before[0] != qp:
+            slope = max((before[1] - psnr) / (qp - before[0]), LEAST_SLOPE)
+        before = qp, psnr
+        qp += math.floor(above / slope) or 1
+    return best
+
+
+def _psnr(tokens: np.ndarray, others: np.ndarray) -> float:
+    """Decibels between ``(n, D)`` uint8, rounded down to thousandths; infinite where they agree."""
+    squares = 0
+    for start in range(0, len(tokens), ROWS_AT_ONCE):
+        rows = slice(start, start + ROWS_AT_ONCE)
+        differences = np.subtract(tokens[rows], others[rows], dtype=np.int32)
+        squares += int(np.square(differences, out=differences).sum(dtype=np.int64))
+    if not squares:
+        return math.inf
+    return math.floor(1000 * 10 * math.log10(255**2 * tokens.size / squares)) / 1000
