@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset
 
+from spacepatch.loader.listing import open_shard
 from spacepatch.loader.packs import Packs
 from spacepatch.randomness import Draws
 from spacepatch.shards import PackMembers, ShardReader
@@ -91,7 +92,7 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
 
     def read(self, index: int, *, epoch: int) -> dict[str, Any]:
         """As `__getitem__`, in an epoch that is given."""
-        return self.tensors(self.stored(index, self._read), epoch=epoch)
+        return self.tensors(self.stored(index, self._read, epoch=epoch), epoch=epoch)
 
     @property
     def datasets(self) -> list[PackDataset]:
@@ -106,12 +107,12 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
         """The packs of an epoch that can make a batch with one another, in order.
 
         Returns:
-            By a name, ``(n, 3)`` int64: 0, the epoch that masks and drops are drawn by, the number
-            of the pack.
+            By a name, ``(n, 3)`` int64: 0, the epoch that all draws are of, the number of the
+            pack.
         """
         groups = {}
         for width in self.packs.widths():
-            numbers = self.packs.of_width(width)
+            numbers = self.packs.of_width(width, epoch)
             if shuffle:
                 numbers = numbers[Draws(self.seed, epoch, "packs", width).order(len(numbers))]
             groups[str(width)] = np.stack(
@@ -123,12 +124,14 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
         # A memory map cannot be pickled; a worker opens its own.
         return self.__dict__ | {"_readers": {}}
 
-    def _read(self, index: int) -> PackMembers:
-        return self.read_pack(index, self._reader(index))
+    def _read(self, index: int, epoch: int) -> PackMembers:
+        return self.read_pack(index, self._reader(index), epoch=epoch)
 
-    def expect(self, numbers: Iterable[int]) -> None:
-        """Packs that will be read soon, in about this order; see `expect_packs`."""
-        self.expect_packs(numbers, self._reader)
+    def expect(self, numbers: Iterable[int], *, epoch: int | None = None) -> None:
+        """Packs that will be read soon, in about this order; see `expect_packs`. None: in the epoch
+        that is set."""
+        epoch = int(self._shared.epoch) if epoch is None else epoch
+        self.expect_packs(numbers, self._reader, epoch=epoch)
 
     def _reader(self, index: int) -> ShardReader:
         if self._process != os.getpid():
@@ -136,7 +139,7 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
         run, _ = self.packs.find(index)
         reader = self._readers.pop(run.shard, None)
         if reader is None:
-            reader = self.open_shard(run, ShardReader)
+            reader = open_shard(self.folder, self.document, run, ShardReader)
         # Last in the dict = last used; the map of one that falls out goes with its last array.
         self._readers[run.shard] = reader
         if len(self._readers) > MAX_OPEN_SHARDS:

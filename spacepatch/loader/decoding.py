@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -12,6 +13,7 @@ from spacepatch.clipwriter import ClipTokens
 from spacepatch.config import parse_bytes
 from spacepatch.data import ClipSpec
 from spacepatch.errors import SegmentError
+from spacepatch.loader.variation import Variation
 from spacepatch.pipeline.plan import PlannedSource
 from spacepatch.source_roots import ANY, parse_roots
 
@@ -40,6 +42,8 @@ class Decoding:
         decode_timeout: seconds that one of them may go without a new frame.
         decode_memory: what one of them may take.
         decode_cache: tokens that a process keeps, made ahead or made before.
+        vary: what of each segment is drawn anew in each epoch, within the tokens that were planned:
+            a `Variation`, or a dict of its settings, ``{"resolution": "uniform:128..256"}``.
     """
 
     source_root: Roots | None = None
@@ -50,6 +54,7 @@ class Decoding:
     decode_timeout: float = 60.0
     decode_memory: str = "4GB"
     decode_cache: str = "512MB"
+    vary: Variation | Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
         for name, word, words in (
@@ -65,6 +70,11 @@ class Decoding:
             )
         parse_bytes(self.decode_memory)
         parse_bytes(self.decode_cache)
+        object.__setattr__(self, "vary", Variation.of(self.vary))
+
+    @property
+    def spelled_variation(self) -> dict[str, str] | None:
+        return self.vary.settings if isinstance(self.vary, Variation) else None
 
     def roots(self) -> dict[int, str]:
         """By ordinal of the SOURCE argument, or `ANY`."""

@@ -9,14 +9,17 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as parquet
 
 from spacepatch.errors import ShardError
-from spacepatch.shards import DATASET, check_version
+from spacepatch.shards import DATASET, ShardReader, check_version
 from spacepatch.shards.tables import openable
+
+if TYPE_CHECKING:
+    from spacepatch.loader.variation import DrawnPatches
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,12 @@ class Run:
 class PackList:
     """The packs of some runs, in their order, by number."""
 
-    def __init__(self, runs: Sequence[Run]) -> None:
-        self.runs = tuple(runs)
+    def __init__(self, runs: Sequence[Run], patches: DrawnPatches | None = None) -> None:
+        """Of the packs as stored; with `patches` as they are made, in widths that are drawn."""
+        self.runs, self.patches = tuple(runs), patches
         self._starts = [0, *accumulate(run.packs for run in self.runs)]
+        self._drawn: tuple[int, np.ndarray] | None = None
+        """An epoch, and the width of each pack in it."""
 
     def __len__(self) -> int:
         return self._starts[-1]
@@ -51,20 +57,31 @@ class PackList:
         return run, run.first + index - self._starts[place]
 
     def widths(self) -> list[int]:
-        """Of the tokens of all packs, the widest first."""
-        return sorted({run.width for run in self.runs}, reverse=True)
+        """Of the tokens of all packs, the widest first; where they are drawn, of all epochs."""
+        stored = {run.width for run in self.runs}
+        return sorted(self.patches.widths if self.patches else stored, reverse=True)
 
-    def of_width(self, width: int) -> np.ndarray:
-        """``(n,)`` int64: the numbers of the packs whose tokens are so wide."""
-        parts = [
-            np.arange(start, start + run.packs)
-            for run, start in zip(self.runs, self._starts, strict=False)
-            if run.width == width
-        ]
-        return np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    def of_width(self, width: int, epoch: int) -> np.ndarray:
+        """``(n,)`` int64: the numbers of the packs whose tokens are so wide in an epoch."""
+        return np.asarray(np.flatnonzero(self.each_width(epoch) == width))
+
+    def each_width(self, epoch: int) -> np.ndarray:
+        """``(packs,)`` int64: how wide the tokens of each pack are in an epoch."""
+        epoch = epoch if self.patches else 0
+        # Kept: of a million packs it takes a while to draw.
+        if self._drawn is None or self._drawn[0] != epoch:
+            parts = [np.zeros(0, np.int64), *(self._widths_of(run, epoch) for run in self.runs)]
+            self._drawn = epoch, np.concatenate(parts)
+        return self._drawn[1]
+
+    def _widths_of(self, run: Run, epoch: int) -> np.ndarray:
+        if self.patches is None:
+            return np.full(run.packs, run.width)
+        drawn = self.patches.of_shard(run.shard, run.first + run.packs, epoch)[run.first :]
+        return np.asarray(np.array(self.patches.widths)[drawn])
 
     def without(self, shards: Sequence[str]) -> PackList:
-        return PackList([run for run in self.runs if run.shard not in shards])
+        return PackList([run for run in self.runs if run.shard not in shards], self.patches)
 
 
 def read_dataset(folder: Path) -> dict[str, Any]:
@@ -90,12 +107,17 @@ def read_dataset(folder: Path) -> dict[str, Any]:
 
 
 def list_packs(
-    document: dict[str, Any], *, folder: Path, split: str | None, token_width: int | None
+    document: dict[str, Any],
+    *,
+    folder: Path,
+    split: str | None,
+    token_width: int | None,
+    patches: DrawnPatches | None = None,
 ) -> PackList:
     """All packs that dataset.json lists, or those of a split or width.
 
     Raises:
-        ValueError: there is no such split or width.
+        ValueError: there is no such split or width, or widths are drawn.
         ShardError: a name is none that a shard may have.
     """
     shards = document["shards"]
@@ -115,12 +137,37 @@ def list_packs(
         for width, packs in shard.get("token_widths", whole):
             runs.append(Run(shard["name"], shard["packs"], width, first, packs))
             first += packs
+    if token_width is not None and patches is not None:
+        raise ValueError(
+            f"token_width {token_width}: with vary patch each pack has another width each epoch: "
+            "PackLoader makes batches of one width"
+        )
     if token_width is not None:
         widths = sorted({run.width for run in runs})
         if token_width not in widths:
             raise ValueError(f"token_width {token_width}: {folder} has {widths}")
         runs = [run for run in runs if run.width == token_width]
-    return PackList(runs)
+    return PackList(runs, patches)
+
+
+def open_shard(
+    folder: Path, document: dict[str, Any], run: Run, reader: type[ShardReader]
+) -> ShardReader:
+    """Raises a ShardError where it is not the shard that dataset.json lists."""
+    opened = reader(folder / f"{run.shard}.tar")
+    if len(opened) != run.shard_packs:
+        raise ShardError(
+            f"{opened.path}: has {len(opened)} packs, dataset.json says {run.shard_packs}; "
+            "run spacepatch tokenize to the end"
+        )
+    for name in ("plan_id", "pack_length", "token_dtype", "members"):
+        found, listed = getattr(opened.receipt, name), document[name]
+        if list(found) != listed if name == "members" else found != listed:
+            raise ShardError(
+                f"{opened.path}: is of another dataset: its {name} is {found}, "
+                f"dataset.json says {listed}; copy the folder again as a whole"
+            )
+    return opened
 
 
 @dataclass(frozen=True, slots=True)

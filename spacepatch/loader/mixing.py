@@ -76,10 +76,13 @@ class PackMix:
         groups: dict[str, np.ndarray] = {}
         labels = np.empty(len(rows), np.int64)
         for number, packs in enumerate(self.datasets):
+            widths = np.zeros(len(rows), np.int64)
+            for turn in np.unique(rows[rows[:, 0] == number, 1]).tolist():
+                own = (rows[:, 0] == number) & (rows[:, 1] == turn)
+                widths[own] = packs.packs.each_width(turn)[rows[own, 2]]
             for width in packs.packs.widths():
                 name = names.setdefault(packs.shape_of(width), f"{self.names[number]} {width}")
-                of_width = np.isin(rows[:, 2], packs.packs.of_width(width))
-                labels[(rows[:, 0] == number) & of_width] = list(names.values()).index(name)
+                labels[widths == width] = list(names.values()).index(name)
         for label, name in enumerate(names.values()):
             groups[name] = rows[labels == label]
         return {name: packs for name, packs in groups.items() if len(packs)}

@@ -140,4 +140,6 @@ class _Numbered(Dataset[dict[str, Any]]):
 
     def expect(self, keys: Sequence[Key]) -> None:
         for place, packs in enumerate(self._datasets):
-            packs.expect([number for dataset, _, number in keys if dataset == place])
+            own = [(epoch, number) for dataset, epoch, number in keys if dataset == place]
+            for wanted in dict.fromkeys(epoch for epoch, _ in own):
+                packs.expect([number for epoch, number in own if epoch == wanted], epoch=wanted)

@@ -22,8 +22,8 @@ from spacepatch.loader.draws import (
     encoder_order,
     read_drop,
 )
-from spacepatch.loader.listing import Run, SegmentTable, list_packs, read_dataset
-from spacepatch.loader.references import References, ReferredPack
+from spacepatch.loader.listing import SegmentTable, list_packs, open_shard, read_dataset
+from spacepatch.loader.references import References, ReferredPack, varying_of
 from spacepatch.loader.sharing import SharedState
 from spacepatch.loader.tensors import PackShape, Values, to_tensors
 from spacepatch.loader.values import TokenValues
@@ -122,8 +122,14 @@ class Packs(TokenValues):
         # Not every dataset says so.
         pixels = self.document.get("pixels")
         self.pixel_length = pixels["pack_length"] if pixels else 0
+        self._decoding = Decoding(**decoding)
+        varying = varying_of(self.document, self._decoding, seed=seed)
         self.packs = list_packs(
-            self.document, folder=self.folder, split=split, token_width=token_width
+            self.document,
+            folder=self.folder,
+            split=split,
+            token_width=token_width,
+            patches=None if varying is None else varying.patches,
         )
         self.bad_shards: dict[str, str] = {}
         """With ``skip``: what was left out, by name, and why."""
@@ -147,17 +153,19 @@ class Packs(TokenValues):
         self._drop = None if drop is None else read_drop(drop)
         self._token_order = token_order
         self._values = self._choose_values() if normalized else None
-        self._decoding = Decoding(**decoding)
         self.references: References | None = None
         """What makes the tokens of store refs."""
         if self.document["store"] == "refs":
-            self.references = References(self.folder, self.document, self._decoding)
+            self.references = References(
+                self.folder, self.document, self._decoding, varying=varying
+            )
         self._options = {
             "split": split,
             "token_width": token_width,
             "mask": None if self._mask is None else str(self._mask),
             "drop": None if self._drop is None else str(self._drop),
             "token_order": token_order,
+            "vary": self._decoding.spelled_variation,
         }
         self._shared = SharedState(len(self.packs))
 
@@ -263,32 +271,36 @@ class Packs(TokenValues):
             "restore": [torch.from_numpy(indices) for indices in restore],
         }
 
-    def stored(self, index: int, read: Callable[[int], PackMembers]) -> PackMembers:
+    def stored(
+        self, index: int, read: Callable[[int, int], PackMembers], *, epoch: int
+    ) -> PackMembers:
         """A pack, or where it is bad and may be skipped the next good one of its width."""
         try:
-            return self._checked(read(index))
+            return self._checked(read(index, epoch))
         except (ShardError, SegmentError) as error:
             self._count_bad(index, error)
-        others = self.packs.of_width(self.packs.find(index)[0].width)
+        others = self.packs.of_width(self.packs.each_width(epoch)[index], epoch)
         for other in [*others[others > index].tolist(), *others[others < index].tolist()]:
             try:
-                return self._checked(read(other))
+                return self._checked(read(other, epoch))
             except (ShardError, SegmentError) as error:
                 self._count_bad(other, error)
         raise ShardError(f"{self.folder}: no pack can be read any more; run spacepatch verify")
 
-    def read_pack(self, index: int, reader: ShardReader) -> PackMembers:
+    def read_pack(self, index: int, reader: ShardReader, *, epoch: int) -> PackMembers:
         """A pack as it is stored; of references, with the tokens that are made of them."""
         run, place = self.packs.find(index)
         if self.references is None:
             found = reader.read(place)
         else:
-            made = self.references.make(ReferredPack(run.shard, reader.references(place)))
+            made = self.references.make(ReferredPack(run.shard, reader.references(place), epoch))
             found, self._shared.lacking[index] = made.members, made.num_bad
         self._shared.tokens[index] = len(found.tokens)
         return found
 
-    def expect_packs(self, numbers: Iterable[int], reader: Callable[[int], ShardReader]) -> None:
+    def expect_packs(
+        self, numbers: Iterable[int], reader: Callable[[int], ShardReader], *, epoch: int
+    ) -> None:
         """They will be asked for, about in this order: of references, what one source has in them
         is decoded in one pass, and by other processes meanwhile."""
         if self.references is None:
@@ -297,7 +309,7 @@ class Packs(TokenValues):
         for number in numbers:
             run, place = self.packs.find(number)
             try:
-                found.append(ReferredPack(run.shard, reader(number).references(place)))
+                found.append(ReferredPack(run.shard, reader(number).references(place), epoch))
             except ShardError:
                 continue  # who asks for it is told
         self.references.expect(found)
@@ -306,23 +318,6 @@ class Packs(TokenValues):
     def packs_ahead(self) -> int:
         """Packs that are worth expecting before they are read; 0: nobody would make them."""
         return 0 if self.references is None else 2 * self._decoding.decoder_workers
-
-    def open_shard(self, run: Run, reader: type[ShardReader]) -> ShardReader:
-        """Raises a ShardError where it is not the shard that dataset.json lists."""
-        opened = reader(self.folder / f"{run.shard}.tar")
-        if len(opened) != run.shard_packs:
-            raise ShardError(
-                f"{opened.path}: has {len(opened)} packs, dataset.json says {run.shard_packs}; "
-                "run spacepatch tokenize to the end"
-            )
-        for name in ("plan_id", "pack_length", "token_dtype", "members"):
-            found, listed = getattr(opened.receipt, name), self.document[name]
-            if list(found) != listed if name == "members" else found != listed:
-                raise ShardError(
-                    f"{opened.path}: is of another dataset: its {name} is {found}, "
-                    f"dataset.json says {listed}; copy the folder again as a whole"
-                )
-        return opened
 
     def _checked(self, pack: PackMembers) -> PackMembers:
         """Raises a ShardError where a pack has more tokens than packs of the dataset have."""
@@ -348,7 +343,7 @@ class Packs(TokenValues):
     def _leave_out_bad_shards(self) -> None:
         for run in {run.shard: run for run in self.packs.runs}.values():
             try:
-                self.open_shard(run, ShardReader).close()
+                open_shard(self.folder, self.document, run, ShardReader).close()
             except ShardError as error:
                 self.bad_shards[run.shard] = str(error)
         self.packs = self.packs.without(list(self.bad_shards))
@@ -363,6 +358,11 @@ class Packs(TokenValues):
                 f"{self.folder}: {self.num_bad_packs} of {self._num_listed} packs are bad, more "
                 f"than max_bad_fraction = {self._max_bad_fraction}; run spacepatch verify"
             )
+
+    @property
+    def is_varied(self) -> bool:
+        """Are tokens made in ways that are drawn anew each epoch?"""
+        return self._decoding.vary is not None
 
     @property
     def can_replace(self) -> bool:

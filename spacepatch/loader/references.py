@@ -17,6 +17,8 @@ from spacepatch.data import ClipSpec
 from spacepatch.errors import SegmentError, ShardError
 from spacepatch.loader.decoding import Decoding, MadeTokens, Wanted
 from spacepatch.loader.token_maker import TokenMaker
+from spacepatch.loader.variation import Variation, Varying
+from spacepatch.loader.varied_clips import varied_segment
 from spacepatch.pipeline.job_settings import token_settings
 from spacepatch.pipeline.plan import PlannedSource
 from spacepatch.pipeline.planfile import StoredPlan, open_plan
@@ -41,6 +43,8 @@ class ReferredPack:
 
     shard: str
     references: PackReferences
+    epoch: int = 0
+    """Whose draws they are made with, where they vary."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +59,15 @@ class MadePack:
 class References:
     """Makes packs of their references. Each process opens the plan, and decodes, by itself."""
 
-    def __init__(self, folder: Path, document: dict[str, Any], decoding: Decoding) -> None:
-        self._folder, self._decoding = folder, decoding
+    def __init__(
+        self,
+        folder: Path,
+        document: dict[str, Any],
+        decoding: Decoding,
+        *,
+        varying: Varying | None = None,
+    ) -> None:
+        self._folder, self._decoding, self._varying = folder, decoding, varying
         self._settings = document["settings"]
         self._generations = len(document["plans"])
         self._process: int | None = None
@@ -87,7 +98,7 @@ class References:
         for segment, one in zip(pack.references.document["segments"], wanted, strict=True):
             try:
                 made.append(self._checked(segment, one))
-                segments.append(segment)
+                segments.append(self._described(segment, one, made[-1]))
             except SegmentError as error:
                 if self._decoding.on_bad_source == "error" or error.reason == "other_tokens":
                     raise
@@ -103,7 +114,7 @@ class References:
         self._process = None
 
     def __getstate__(self) -> dict[str, Any]:
-        own = ("_folder", "_decoding", "_settings", "_generations")
+        own = ("_folder", "_decoding", "_varying", "_settings", "_generations")
         return {name: self.__dict__[name] for name in own} | {"_process": None}
 
     def _open(self) -> None:
@@ -120,6 +131,10 @@ class References:
         """What is to be made of each segment."""
         clips = self._clips_of(int(pack.shard.rpartition("-")[2]))  # NAME-000000
         wanted = []
+        varying, patch, epoch = self._varying, None, pack.epoch
+        if varying is not None:
+            number = int(pack.references.key.rpartition("-")[2])  # NAME-000000-000000
+            patch = varying.patch_of(pack.shard, number, epoch)
         for segment in pack.references.document["segments"]:
             key = segment["source_id"], segment["clip"], segment["view"]
             if key not in clips:
@@ -128,14 +143,13 @@ class References:
                     f"{segment['clip']} of {segment['source']}; run spacepatch verify"
                 )
             clip, source, identity = clips[key]
-            wanted.append(
-                Wanted(
-                    key=(segment["segment_id"],),
-                    clip=clip_of_segment(clip, segment),
-                    clip_id=identity,
-                    planned=source,
-                )
-            )
+            clip = clip_of_segment(clip, segment)
+            drawn: tuple[str, ...] = (segment["segment_id"],)
+            if varying is not None and source.info is not None:
+                clip = varying.clip(clip, segment, source.info, epoch=epoch, patch=patch)
+                identity = varying.clip_id(identity, segment, epoch)
+                drawn = (*drawn, str(epoch))
+            wanted.append(Wanted(key=drawn, clip=clip, clip_id=identity, planned=source))
         return wanted
 
     def _clips_of(self, task: int) -> dict[ClipKey, PlannedClip]:
@@ -160,6 +174,8 @@ class References:
         outcome = self._maker.make(one)
         if isinstance(outcome, SegmentError):
             raise outcome
+        if self._varying is not None:
+            return outcome  # of its own length, which its clip bounds
         made, planned = outcome.clip.num_kept, segment["num_kept"]
         if made != planned or outcome.clip.grid_t != segment["grid_thw"][0]:
             losses = [f"{loss.reason}: {loss.message}" for loss in outcome.clip.losses]
@@ -173,6 +189,11 @@ class References:
         if checksum is not None and crc32c(outcome.tokens.data.cast("B")) != checksum:
             self._mismatch(one)
         return outcome
+
+    def _described(self, segment: dict[str, Any], one: Wanted, made: MadeTokens) -> dict[str, Any]:
+        if self._varying is None or one.planned.info is None:
+            return segment
+        return varied_segment(segment, one.clip, made.clip, one.planned.info.time_base)
 
     def _mismatch(self, one: Wanted) -> None:
         error = one.error(
@@ -205,7 +226,9 @@ class References:
             if own.clip.run_lengths is not None:
                 lengths.append(own.clip.run_lengths)
             table[place] = pack.segments[ids.index(segment["segment_id"])]
-            table[place, 0] = offset
+            table[place, :5] = offset, len(own.tokens), *grid
+            if "varied" in segment:
+                table[place, 5:] = segment["varied"]["patch"]
             described.append(segment | {"offset": offset})
             offset += len(own.tokens)
         return PackMembers(
@@ -221,3 +244,19 @@ class References:
             pixel_segments=None,
             document=pack.document | {"segments": described},
         )
+
+
+def varying_of(document: dict[str, Any], decoding: Decoding, *, seed: int) -> Varying | None:
+    """What varies, of packs of references; None: nothing.
+
+    Raises:
+        ValueError: it cannot, in this dataset.
+    """
+    if not isinstance(decoding.vary, Variation):
+        return None
+    if document["store"] != "refs":
+        raise ValueError(
+            f"vary: tokens are made anew of references alone, and this dataset has store "
+            f"{document['store']}: tokenize again with --store refs, or spacepatch convert it"
+        )
+    return Varying(decoding.vary, document["settings"], seed=seed)

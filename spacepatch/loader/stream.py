@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import IterableDataset, get_worker_info
 
+from spacepatch.loader.listing import open_shard
 from spacepatch.loader.order import rank_and_world
 from spacepatch.loader.packs import Packs
 from spacepatch.randomness import Draws
@@ -81,11 +82,12 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
     def in_order(self, epoch: int, *, shuffle: bool) -> dict[int, np.ndarray]:
         """Of each token width ``(n,)`` int64: the packs of all slots, shard after shard."""
         places = self._places(epoch, shuffle=shuffle)
+        runs = self.packs.runs
+        drawn = np.repeat([places[run.shard] for run in runs], [run.packs for run in runs])
         order: dict[int, np.ndarray] = {}
         for width in self.packs.widths():
-            runs = [run for run in self.packs.runs if run.width == width]
-            drawn = np.repeat([places[run.shard] for run in runs], [run.packs for run in runs])
-            order[width] = self.packs.of_width(width)[np.argsort(drawn, kind="stable")]
+            numbers = self.packs.of_width(width, epoch)
+            order[width] = numbers[np.argsort(drawn[numbers], kind="stable")]
         return order
 
     def packs_of(
@@ -104,11 +106,13 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
             )
 
         for place, wanted in enumerate(buffers):
-            self.expect_packs(in_order(wanted), self._open)
-            read = {number: self.stored(number, self._read) for number in in_order(wanted)}
+            self.expect_packs(in_order(wanted), self._open, epoch=epoch)
+            read = {
+                number: self.stored(number, self._read, epoch=epoch) for number in in_order(wanted)
+            }
             if self.packs_ahead:
                 for following in buffers[place + 1 : place + 2]:
-                    self.expect_packs(in_order(following), self._open)
+                    self.expect_packs(in_order(following), self._open, epoch=epoch)
             for number in wanted:
                 yield self.tensors(read[number], epoch=epoch)
             read.clear()  # or the next buffer would be read beside this one
@@ -128,13 +132,14 @@ class PackStream(Packs, IterableDataset[dict[str, Any]]):
             order = Draws(self.seed, epoch, "shards").order(len(shards))
         return {shards[number]: place for place, number in enumerate(order.tolist())}
 
-    def _read(self, number: int) -> PackMembers:
-        return self.read_pack(number, self._open(number))
+    def _read(self, number: int, epoch: int) -> PackMembers:
+        return self.read_pack(number, self._open(number), epoch=epoch)
 
     def _open(self, number: int) -> ShardReader:
         """The shard of a pack; the one before is closed."""
         run, _ = self.packs.find(number)
         if self._reader is None or self._reader[0] != run.shard:
             self._reader = None
-            self._reader = run.shard, self.open_shard(run, SequentialShardReader)
+            reader = open_shard(self.folder, self.document, run, SequentialShardReader)
+            self._reader = run.shard, reader
         return self._reader[1]

@@ -42,8 +42,8 @@ class StreamedSteps:
 
     def counts(self, epoch: int, progress: Mapping[str, int]) -> EpochCounts:
         total = self._shares.num_slots
-        batches = self._shares.num_batches()
-        listed = self._shares.num_packs()
+        batches = self._shares.num_batches(epoch)
+        listed = self._shares.num_packs(epoch)
         given = {width: batches[width] * total * self._sharing.batch_size for width in listed}
         steps = sum(batches.values()) * max(1, self._sharing.num_workers)
         return EpochCounts(
@@ -89,18 +89,19 @@ class _Shares(IterableDataset[Any]):
     def begin(self, epoch: int, step: int) -> None:
         self._start[0], self._start[1] = epoch, step
 
-    def num_packs(self) -> dict[int, int]:
-        """Of each token width."""
+    def num_packs(self, epoch: int) -> dict[int, int]:
+        """Of each token width that packs have in an epoch."""
         packs = self._packs.packs
-        return {width: len(packs.of_width(width)) for width in packs.widths()}
+        found = {width: len(packs.of_width(width, epoch)) for width in packs.widths()}
+        return {width: num_packs for width, num_packs in found.items() if num_packs}
 
-    def num_batches(self) -> dict[int, int]:
+    def num_batches(self, epoch: int) -> dict[int, int]:
         """Of each token width, the batches of each worker."""
         size, pads = self._sharing.batch_size, self._sharing.uneven == "pad"
         # Shares differ by one pack: the longest is rounded up, or the shortest down.
         return {
             width: (num_packs + pads * (self.num_slots * size - 1)) // self.num_slots // size
-            for width, num_packs in self.num_packs().items()
+            for width, num_packs in self.num_packs(epoch).items()
         }
 
     def __iter__(self) -> Iterator[Any]:
@@ -114,7 +115,7 @@ class _Shares(IterableDataset[Any]):
         widths = self._widths(epoch, worker)
         size = self._sharing.batch_size
         streams = {}
-        for width, batches in self.num_batches().items():
+        for width, batches in self.num_batches(epoch).items():
             own = shares[width]
             if not len(own):  # fewer packs than workers
                 everything = self._packs.in_order(epoch, shuffle=self._sharing.shuffle)[width]
@@ -130,7 +131,7 @@ class _Shares(IterableDataset[Any]):
 
     def _widths(self, epoch: int, worker: int) -> np.ndarray:
         """The token width of each batch: of the same worker, the same on all ranks."""
-        batches = self.num_batches()
+        batches = self.num_batches(epoch)
         widths = np.repeat(list(batches), list(batches.values()))
         if self._sharing.shuffle and len(batches) > 1:
             draws = Draws(self._packs.seed, epoch, "widths", worker)

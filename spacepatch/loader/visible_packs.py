@@ -53,8 +53,13 @@ def visible_packs(
         (1, C) stands for all tokens that are masked, and for padding.
 
     Raises:
-        ValueError: there is no such mask; the packs are not padded.
+        ValueError: there is no such mask; the packs are not padded, or varied.
     """
+    if packs.is_varied:
+        raise ValueError(
+            "visible_packs sizes its sequence by the segments as stored, and vary makes others: "
+            "take the visible tokens of PackDataset(.., mask=..)"
+        )
     if not packs.padded:
         raise ValueError("visible_packs needs padded packs: the decoder's stack to a batch")
     if kind not in MASKS:
@@ -79,7 +84,7 @@ def visible_packs(
 
 
 def _widths(packs: PackDataset) -> list[np.ndarray]:
-    return [packs.packs.of_width(width) for width in packs.packs.widths()]
+    return [packs.packs.of_width(width, 0) for width in packs.packs.widths()]
 
 
 def _most(packs: PackDataset, lengths: np.ndarray, packs_per_step: int) -> int:
