@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -15,7 +16,14 @@ from loaded_packs import assert_same, segments_of
 from tiny_packs import as_json, batch_keys, epoch_steps, one_epoch, rank_loaders, step_keys
 from varied_packs import ALL, NAMES, segments_in, written
 
-from spacepatch.loader import PackDataset, PackLoader, PackMix, PackStream, visible_packs
+from spacepatch.loader import (
+    PackDataset,
+    PackLoader,
+    PackMix,
+    PackStream,
+    Variation,
+    visible_packs,
+)
 
 
 @pytest.fixture(scope="module")
@@ -270,3 +278,22 @@ def test_damaged_and_awkward_clips_make_fewer_tokens_and_no_error(
                 assert 1 <= segment["num_kept"] == own.stop - own.start
     assert {"derived__resolution_change_midstream.ts", "mediabunny__cursed-vfr.mp4"} < seen
     assert len(seen) > 5
+
+
+def test_the_example_of_the_page_on_epochs_that_differ_runs(
+    refs, sample_clips, tmp_path, monkeypatch
+) -> None:
+    (tmp_path / "refs").symlink_to(refs)
+    (tmp_path / "videos").symlink_to(sample_clips)
+    monkeypatch.chdir(tmp_path)
+    page = (Path(__file__).resolve().parents[1] / "docs" / "varying.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    names: dict[str, Any] = {}
+    exec(code, names)
+    assert names["tokens"].dtype == torch.float32
+    assert 0 < names["fill"] < 1
+    (segment, *_) = names["batch"]["segments"][0]
+    for key in segment["varied"]:
+        assert f"| `{key}` |" in page
+    for key in Variation.__dataclass_fields__:
+        assert f"| `{key}` |" in page

@@ -10,6 +10,7 @@ from spacepatch.loader.loading import PackLoader
 from spacepatch.loader.mixing import PackMix
 from spacepatch.loader.stream import PackStream
 from spacepatch.loader.tensors import STACKED
+from spacepatch.loader.variation import Variation
 from spacepatch.loader.visible_packs import visible_packs
 
 __all__ = [
@@ -18,6 +19,7 @@ __all__ = [
     "PackLoader",
     "PackMix",
     "PackStream",
+    "Variation",
     "collate",
     "visible_packs",
 ]

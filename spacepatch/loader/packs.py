@@ -222,12 +222,13 @@ class Packs(TokenValues):
 
     @property
     def fill(self) -> float:
-        """Tokens in the packs that were read, as they were last read in any worker, by their
-        room; nan before the first one."""
+        """Tokens in the packs that were read, as they were last read in any worker and before what
+        `drop` takes, by their room; nan before the first one."""
         return self._shared.mean_tokens / self.pack_length
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw other masks, drops and orders: call it before each epoch's loop over a DataLoader.
+        """Draw other masks, drops, orders and variations: call it before each epoch's loop over a
+        DataLoader.
 
         Workers learn of it, those that persist too; what they have already read stays as it is.
         """
