@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterator
 from dataclasses import replace
 from fractions import Fraction
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from spacepatch.config import RunConfig, load_config
 from spacepatch.data import ClipSpec, Task
 from spacepatch.errors import ConfigError
-from spacepatch.pipeline.encoded import channel_sums
 from spacepatch.pipeline.finishing import RunSummary
 from spacepatch.pipeline.plan import Plan
 from spacepatch.pipeline.recutting import (
@@ -23,19 +20,18 @@ from spacepatch.pipeline.recutting import (
     recut_segment,
     relay_segment,
 )
-from spacepatch.pipeline.rewriting import Progress, changed_plan, read_finished, rewrite
-from spacepatch.pipeline.segments import make_segment_id
-from spacepatch.pipeline.stored import contents_of
-from spacepatch.shards import (
-    SegmentContent,
-    ShardReader,
-    ShardReceipt,
-    read_receipt,
-    receipt_path,
-    shard_stem,
-    write_shard,
+from spacepatch.pipeline.rewriting import (
+    Progress,
+    account_of,
+    changed_plan,
+    read_finished,
+    receipt_of,
+    rewrite,
+    write_again,
 )
-from spacepatch.shards.receipts import write_receipt
+from spacepatch.pipeline.segments import make_segment_id
+from spacepatch.pipeline.stored import read_packs
+from spacepatch.shards import SegmentContent, ShardReceipt, shard_stem
 from spacepatch.shards.tables import read_table
 from spacepatch.storage import open_folder
 
@@ -92,7 +88,7 @@ def convert(
         _plan(before, config, recut=recut),
         overwrite=overwrite,
         is_outdated=is_outdated,
-        write_task=write_task,
+        write_tasks=lambda _, plan, tasks: (write_task(plan, task) for task in tasks),
         on_shard=on_shard,
     )
 
@@ -208,16 +204,7 @@ def _recut_clip(plan: Plan, clip: ClipSpec, config: RunConfig) -> ClipSpec:
 
 def _is_outdated(folder: Path, before: Plan, out: Path, plan: Plan, old: Task, new: Task) -> bool:
     """Whether a task was converted, and its shard mended since (`--retry-lost`)."""
-    path = receipt_path(out, shard_stem(plan.name, new.split, new.number))
-    stem = shard_stem(before.name, old.split, old.number)
-    source, made = read_receipt(receipt_path(folder, stem)), read_receipt(path)
-    return _account_of(source) != _account_of(made)
-
-
-def _account_of(receipt: ShardReceipt) -> tuple[object, ...]:
-    """What a conversion does not change."""
-    losses = [{**loss, "num_tokens": 0} for loss in receipt.losses]
-    return receipt.packs, receipt.segments, receipt.observed, losses
+    return account_of(receipt_of(folder, before, old)) != account_of(receipt_of(out, plan, new))
 
 
 def _convert_task(
@@ -232,58 +219,25 @@ def _convert_task(
     recut: bool,
 ) -> None:
     """One shard, with its receipt."""
-    stem = shard_stem(before.name, old.split, old.number)
-    receipt = read_receipt(receipt_path(folder, stem))
-    packs: list[list[SegmentContent]] = []
-    files: dict[str, dict[str, Any]] = {}
-    checksums: list[int] = []
-    new_stem = shard_stem(plan.name, new.split, new.number)
+    receipt = receipt_of(folder, before, old)
     clips = {
         (plan.sources[clip.source].source.source_id, clip.clip, clip.view): clip
         for clip in new.clips
     }
-    if receipt.packs:
-        with ShardReader(folder / f"{stem}.tar", receipt=receipt) as reader:
-            for pack in _read_packs(reader, folder / f"{stem}.segments.parquet"):
-                packs.append(
-                    [
-                        _recut(plan, stored, clips, config)
-                        if recut
-                        else relay_segment(stored, config)
-                        for stored in pack
-                    ]
-                )
-            files, checksums = write_shard(
-                out, stem=new_stem, number=new.number, packs=packs, layout=plan.layout
-            )
+    stem = shard_stem(before.name, old.split, old.number)
+    packs = [
+        [
+            _recut(plan, stored, clips, config) if recut else relay_segment(stored, config)
+            for stored in pack
+        ]
+        for pack in read_packs(folder, stem, receipt)
+    ]
+    if not recut:
+        write_again(out, plan, new, receipt, packs)
+        return
     rows = [content.row for pack in packs for content in pack]
-    write_receipt(
-        out,
-        new_stem,
-        replace(
-            receipt,
-            task_id=new.task_id,
-            plan_id=plan.plan_id,
-            tokens=sum(row["num_kept"] for row in rows),
-            members=plan.layout.members,
-            token_width=plan.layout.token_width,
-            pack_token_widths=[pack[0].tokens.shape[1] for pack in packs],
-            pack_length=plan.layout.pack_length,
-            files=files,
-            pack_crc32c=checksums,
-            # Of the same values in another order: their sums differ in the last bits.
-            channel_sums=channel_sums(plan, packs),
-            unbalanced=None if recut else receipt.unbalanced,
-            losses=_losses(plan, new, receipt, rows) if recut else receipt.losses,
-        ),
-    )
-
-
-def _read_packs(reader: ShardReader, table: Path) -> Iterator[list[SegmentContent]]:
-    rows = iter(read_table(table))
-    for number in range(len(reader)):
-        pack = reader.read(number)
-        yield contents_of(pack, list(islice(rows, len(pack.segments))))
+    losses = _losses(plan, new, receipt, rows)
+    write_again(out, plan, new, receipt, packs, losses=losses, unbalanced=None)
 
 
 def _recut(

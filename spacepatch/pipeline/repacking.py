@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections import defaultdict
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -13,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from spacepatch.config import RunConfig, load_config
+from spacepatch.config.stores import floor_of
 from spacepatch.data import ClipSpec, Task
 from spacepatch.environment import environment
-from spacepatch.errors import ConfigError, ShardError
+from spacepatch.errors import ConfigError
 from spacepatch.limits import most_open_files
 from spacepatch.packers import NEEDS_SCIPY, check_packer
 from spacepatch.pipeline.finishing import RunSummary
@@ -25,7 +25,13 @@ from spacepatch.pipeline.planhead import largest_side, layout_of
 from spacepatch.pipeline.publishing import publish_task
 from spacepatch.pipeline.rewriting import Progress, changed_plan, read_finished, rewrite
 from spacepatch.pipeline.runs import cut_runs, make_tasks
-from spacepatch.pipeline.stored import contents_of, copied
+from spacepatch.pipeline.stored import (
+    check_files,
+    check_table,
+    contents_of,
+    copied,
+    reference_of,
+)
 from spacepatch.shards import (
     Layout,
     SegmentContent,
@@ -35,7 +41,6 @@ from spacepatch.shards import (
     receipt_path,
     shard_stem,
 )
-from spacepatch.shards.receipts import missing_files
 from spacepatch.shards.tables import read_table
 from spacepatch.storage import is_on_store, open_folder
 
@@ -97,12 +102,20 @@ def repack(
         _plan(before, config, stored),
         overwrite=overwrite,
         is_outdated=lambda plan, task: _is_outdated(out, plan, task, stored),
-        write_task=lambda plan, task: _write_task(folder, out, plan, task, stored),
+        write_tasks=lambda _, plan, tasks: (
+            _write_task(folder, out, plan, task, stored) for task in tasks
+        ),
         on_shard=on_shard,
     )
 
 
 def _settings(plan: Plan, given: dict[str, Any], name: str | None) -> RunConfig:
+    store = plan.settings.get("store", "tokens")
+    if floor_of(store) is not None:
+        raise ConfigError(
+            f"store {store}: its tokens are not exact, and each time they are stored so they would "
+            "be less: repack what it was made of, or spacepatch convert --store refs first"
+        )
     changed = {key: value for key, value in given.items() if value is not None}
     if not changed:
         raise ConfigError(
@@ -157,19 +170,14 @@ class _Stored:
             stem = shard_stem(plan.name, task.split, task.number)
             receipt = read_receipt(receipt_path(folder, stem))
             found.shards[task.number] = stem, receipt
-            if absent := missing_files(folder, receipt):
-                raise ShardError(
-                    f"{folder / absent[0]}: missing or of another size than its receipt says; "
-                    "look with spacepatch verify"
-                )
+            check_files(folder, receipt)
             for row in receipt.losses:
                 found.losses[row["source_id"], row["clip"]].append(row)
             for identity, seen in receipt.observed.items():
                 found.observed[identity] = {**seen, **found.observed.get(identity, {})}
             if not receipt.packs:
                 continue
-            table = folder / f"{stem}.segments.parquet"
-            _check_table(table, receipt)
+            table = check_table(folder, stem, receipt)
             for number, row in enumerate(read_table(table, columns)):
                 place = _Place(task.number, number, row["clip_start_pts"], row["num_kept"])
                 found.places[row["source_id"], row["clip"]].append(place)
@@ -217,15 +225,6 @@ class _Stored:
 
 def _key(plan: Plan, clip: ClipSpec) -> Key:
     return plan.sources[clip.source].source.source_id, clip.clip
-
-
-def _check_table(table: Path, receipt: ShardReceipt) -> None:
-    with table.open("rb") as file:
-        actual = hashlib.file_digest(file, "sha256").hexdigest()
-    if receipt.files[table.name]["sha256"] != actual:
-        raise ShardError(
-            f"{table}: is damaged (sha256 differs from the receipt); look with spacepatch verify"
-        )
 
 
 def _plan(before: Plan, config: RunConfig, stored: _Stored) -> Plan:
@@ -341,7 +340,12 @@ def _read(reader: ShardReader, table: Path, numbers: dict[int, int]) -> dict[int
     for pack, rows in packs.items():
         if not any(row_number in numbers for row_number, _ in rows):
             continue
-        made = contents_of(reader.read(pack), [row for _, row in rows])
+        own = [row for _, row in rows]
+        if reader.receipt.store == "refs":
+            width = reader.references(pack).width
+            made = [reference_of(row, width, reader.receipt.token_dtype) for row in own]
+        else:
+            made = contents_of(reader.read(pack), own)
         for (row_number, _), content in zip(rows, made, strict=True):
             if row_number in numbers:
                 contents[numbers[row_number]] = content

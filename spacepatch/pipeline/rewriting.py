@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from spacepatch.config import RunConfig, fingerprint
 from spacepatch.data import Task
 from spacepatch.errors import ConfigError, ResumeError, ShardError
-from spacepatch.pipeline.finishing import RunSummary, finish_run, listed_plans, unfinish
+from spacepatch.pipeline.encoded import channel_sums
+from spacepatch.pipeline.finishing import (
+    RunSummary,
+    finish_run,
+    forget_retryable,
+    listed_plans,
+    unfinish,
+)
 from spacepatch.pipeline.folder import check_folder, clear_folder
 from spacepatch.pipeline.placement import Placement
 from spacepatch.pipeline.plan import Plan
@@ -22,11 +30,23 @@ from spacepatch.pipeline.planfile import (
 from spacepatch.pipeline.planhead import content_fingerprints, largest_side, layout_of
 from spacepatch.pipeline.planwriting import write_plan
 from spacepatch.pipeline.running import pending_tasks
-from spacepatch.shards import DATASET
+from spacepatch.shards import (
+    DATASET,
+    SegmentContent,
+    ShardReceipt,
+    read_receipt,
+    receipt_path,
+    shard_stem,
+    write_shard,
+)
+from spacepatch.shards.receipts import write_receipt
 from spacepatch.storage import lock, sweep_temporary
 
 Progress = Callable[[int, int], None]
 """Told (done, total) after each shard."""
+WriteTasks = Callable[[StoredPlan, Plan, Sequence[Task]], Iterable[object]]
+"""Makes the shards of some tasks of a plan that is written, with their receipts; whatever it yields
+comes after each."""
 
 
 def read_finished(folder: Path) -> Plan:
@@ -73,8 +93,9 @@ def rewrite(
     *,
     overwrite: bool,
     is_outdated: Callable[[Plan, Task], bool],
-    write_task: Callable[[Plan, Task], None],
+    write_tasks: WriteTasks,
     on_shard: Progress,
+    retry_lost: bool = False,
 ) -> RunSummary:
     """Write the shards of a plan that are not there yet, and finish the dataset.
 
@@ -82,7 +103,7 @@ def rewrite(
         folder: the dataset that is read.
         wanted: the plan of the new one, not written yet.
         is_outdated: whether a shard that is there was made of what has been mended since.
-        write_task: makes one shard, with its receipt.
+        retry_lost: do shards again that lost something for an environmental reason.
 
     Raises:
         ConfigError: `out` is `folder`.
@@ -97,6 +118,8 @@ def rewrite(
             clear_folder(out)
         stored = _write_plan(out, wanted)
         plan = stored.whole()
+        if retry_lost:
+            forget_retryable(out, stored)
         again = {task.number for task in pending_tasks(out, stored)}
         again |= {
             task.number
@@ -105,12 +128,61 @@ def rewrite(
         }
         if again:
             unfinish(out)
-        for done, task in enumerate(plan.tasks):
-            on_shard(done, len(plan.tasks))
-            if task.number in again:
-                write_task(plan, task)
-        on_shard(len(plan.tasks), len(plan.tasks))
+        total = len(plan.tasks)
+        on_shard(total - len(again), total)
+        left = [task for task in plan.tasks if task.number in again]
+        for done, _ in enumerate(write_tasks(stored, plan, left), total - len(left) + 1):
+            on_shard(done, total)
         return finish_run(out, stored)
+
+
+def receipt_of(folder: Path, plan: Plan, task: Task) -> ShardReceipt:
+    """Of the shard of a task."""
+    return read_receipt(receipt_path(folder, shard_stem(plan.name, task.split, task.number)))
+
+
+def account_of(receipt: ShardReceipt) -> tuple[object, ...]:
+    """What a conversion does not change."""
+    losses = [{**loss, "num_tokens": 0} for loss in receipt.losses]
+    return receipt.packs, receipt.segments, receipt.observed, losses
+
+
+def write_again(
+    out: Path,
+    plan: Plan,
+    task: Task,
+    receipt: ShardReceipt,
+    packs: Sequence[Sequence[SegmentContent]],
+    **changed: Any,
+) -> None:
+    """Write a shard in another form, and its receipt: the same packs in the same order.
+
+    Args:
+        receipt: of the shard that the packs are of.
+        changed: of its fields, besides those that hang on the form.
+    """
+    stem = shard_stem(plan.name, task.split, task.number)
+    files: dict[str, dict[str, Any]] = {}
+    checksums: list[int] = []
+    if packs:
+        files, checksums = write_shard(
+            out, stem=stem, number=task.number, packs=packs, layout=plan.layout
+        )
+    made = replace(
+        receipt,
+        task_id=task.task_id,
+        plan_id=plan.plan_id,
+        tokens=sum(content.row["num_kept"] for pack in packs for content in pack),
+        members=plan.layout.members,
+        token_width=plan.layout.token_width,
+        pack_token_widths=[pack[0].tokens.shape[1] for pack in packs],
+        pack_length=plan.layout.pack_length,
+        files=files,
+        pack_crc32c=checksums,
+        # Of the same values in another order: their sums differ in the last bits.
+        channel_sums=channel_sums(plan, packs),
+    )
+    write_receipt(out, stem, replace(made, **changed))
 
 
 def _write_plan(out: Path, plan: Plan) -> StoredPlan:
