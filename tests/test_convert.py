@@ -103,6 +103,21 @@ def test_shards_with_lost_rows_are_converted_too(corpus: Path, tmp_path: Path) -
     assert digests(tmp_path / "c") == digests(tmp_path / "a")
 
 
+def test_a_source_that_is_cut_off_keeps_its_place_among_the_losses(
+    corpus: Path, tmp_path: Path
+) -> None:
+    # What there is of it is a clip, so that it comes before sources of which nothing is there.
+    names = ["derived__html_error_page.mp4", "derived__truncated_faststart_half.mp4"]
+    names.append("derived__truncated_no_moov.mp4")
+    sources = [corpus / name for name in names]
+    run(sources, tmp_path / "a", pack_length=4096)
+    assert [row["source"] for row in rows(tmp_path / "a", "losses.parquet")] == names
+    assert len(rows(tmp_path / "a", "segments.parquet")) == 1
+    run(sources, tmp_path / "expected", pack_length=4096, layout="t p q c")
+    convert(tmp_path / "a", out=tmp_path / "b", layout="t p q c")
+    assert digests(tmp_path / "b") == digests(tmp_path / "expected")
+
+
 # --- patches -----------------------------------------------------------------------------------
 
 

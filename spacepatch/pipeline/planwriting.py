@@ -43,12 +43,12 @@ def write_plan(folder: Path, plan: Plan) -> StoredPlan:
         )
         for task in plan.tasks
     )
+    planned_of = {planned.source.source_id: planned for planned in plan.sources}
+    # In their own order: a source of clips, which comes with its task, may have lost a part too.
     losses = rows_table(
-        row
-        for planned in plan.sources
-        for row in loss_rows(planned, by_source.get(planned.source.source_id, []))
+        row for identity, own in by_source.items() for row in loss_rows(planned_of[identity], own)
     )
-    sources = {planned.source.source_id: planned.source for planned in plan.sources}
+    sources = {identity: planned.source for identity, planned in planned_of.items()}
     write_plan_rows(folder, plan, tasks, [losses], num_sources=len(plan.sources))
     return open_plan(folder, sources.get)
 
