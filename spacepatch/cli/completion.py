@@ -20,6 +20,13 @@ def words_of(setting: str) -> Completer:
     return complete
 
 
+def store_words(incomplete: str) -> list[str]:
+    """What shards may hold."""
+    from spacepatch.config.stores import STORES
+
+    return _matching(STORES, incomplete)
+
+
 def preset_words(incomplete: str) -> list[str]:
     """The presets."""
     from spacepatch.presets import preset_names

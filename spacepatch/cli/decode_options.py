@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable
-from functools import wraps
-from typing import Annotated, Any
+from functools import partial
+from typing import Annotated
 
 import typer
 
@@ -16,6 +14,8 @@ SETTINGS = (
     "expect_sha256 allow_network workers timeout worker_memory"
 ).split()
 """Of a run, those that a dataset does not say, or that may be other ones."""
+WORKERS = "allow_network cache_dir cache_bytes workers timeout worker_memory".split()
+"""Likewise, where sources are decoded and no encoder is asked."""
 
 SourceRoot = Annotated[
     list[str] | None,
@@ -41,18 +41,6 @@ OneSegment = Annotated[
 ]
 
 
-def with_encoder(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command these settings as options; it gets them as one `config`."""
-    whole = with_settings(command)
-    own = inspect.signature(command).parameters.keys() - {"config"}
-    offered = inspect.signature(whole).parameters
-    hidden = dict.fromkeys(offered.keys() - own - set(SETTINGS))
-
-    @wraps(command)
-    def run(**given: Any) -> None:
-        whole(**given, **hidden)
-
-    parameters = [parameter for name, parameter in offered.items() if name not in hidden]
-    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
-    run.__annotations__ = {entry.name: entry.annotation for entry in parameters}
-    return run
+with_encoder = partial(with_settings, names=SETTINGS)
+"""Gives a command these settings as options; it gets them as one `config`."""
+with_workers = partial(with_settings, names=WORKERS)

@@ -37,7 +37,11 @@ def show_summary(out: Path, summary: RunSummary, *, as_json: bool) -> None:
     show_losses(summary.losses, out / "losses.parquet")
     if as_json:
         losses = [asdict(loss) for loss in summary.losses]
-        print_json({"totals": totals, "losses": losses, "lost_sources": summary.lost_sources})
+        document: dict[str, Any] = {"totals": totals, "losses": losses}
+        document["lost_sources"] = summary.lost_sources
+        if summary.other_tokens is not None:
+            document["other_tokens"] = summary.other_tokens
+        print_json(document)
         return
     show_totals(out, totals)
     if totals["declined"]:

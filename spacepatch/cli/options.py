@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial, wraps
 from pathlib import Path
 from typing import Annotated, Any
@@ -118,20 +118,28 @@ ShowConfig = Annotated[
 ]
 
 
-def with_settings(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command every setting of a run as an option; it gets them as one `config`."""
+def with_settings(
+    command: Callable[..., None], *, names: Sequence[str] | None = None
+) -> Callable[..., None]:
+    """Give a command settings of a run as options; it gets them as one `config`.
+
+    Args:
+        names: of the settings, and then no file or preset has others; None: all of them.
+    """
     own = inspect.signature(command, eval_str=True)
     kept = [parameter for name, parameter in own.parameters.items() if name != "config"]
-    # What convert and repack write is no wish of a user's.
-    names = [name for name in RunConfig.model_fields if name not in ("recut", "repacked")]
-    settings = [_option(name) for name in names]
-    layers = [
-        _parameter("config_file", ConfigFile, None),
-        _parameter("preset", Preset, None),
-    ]
+    layers = []
+    if names is None:
+        # What convert and repack write is no wish of a user's.
+        names = [name for name in RunConfig.model_fields if name not in ("recut", "repacked")]
+        layers = [
+            _parameter("config_file", ConfigFile, None),
+            _parameter("preset", Preset, None),
+        ]
+    settings = [_option(name) for name in RunConfig.model_fields if name in names]
 
     @wraps(command)
-    def run(config_file: Path | None, preset: str | None, **given: Any) -> None:
+    def run(config_file: Path | None = None, preset: str | None = None, **given: Any) -> None:
         flags = {name: given.pop(name) for name in names}
         command(config=load_config(flags, file=config_file, preset=preset), **given)
 

@@ -9,6 +9,7 @@ from spacepatch.pipeline.planfile import read_plan, read_plan_document
 from spacepatch.pipeline.planning import plan_run
 from spacepatch.pipeline.planwriting import write_plan
 from spacepatch.pipeline.repacking import repack
+from spacepatch.pipeline.restoring import Restoring
 from spacepatch.pipeline.resuming import check_inputs, check_plan
 from spacepatch.pipeline.running import JobReport, is_done, pending_tasks, run_task, run_tasks
 from spacepatch.pipeline.whole import (
@@ -27,6 +28,7 @@ __all__ = [
     "Plan",
     "PlannedSource",
     "RankSummary",
+    "Restoring",
     "RunSummary",
     "Watch",
     "check_inputs",

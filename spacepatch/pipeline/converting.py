@@ -1,25 +1,30 @@
-"""Convert a dataset to another layout, order or patch size, without decoding anything."""
+"""Convert a dataset to another layout, order or patch size without decoding, or to another
+store."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter, defaultdict
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 from spacepatch.config import RunConfig, load_config
+from spacepatch.config.stores import floor_of
 from spacepatch.data import ClipSpec, Task
 from spacepatch.errors import ConfigError
 from spacepatch.pipeline.finishing import RunSummary
 from spacepatch.pipeline.plan import Plan
+from spacepatch.pipeline.planfile import StoredPlan
 from spacepatch.pipeline.recutting import (
     check_divides,
     new_grid,
     recut_segment,
     relay_segment,
 )
+from spacepatch.pipeline.restoring import Restoring
 from spacepatch.pipeline.rewriting import (
     Progress,
     account_of,
@@ -31,6 +36,7 @@ from spacepatch.pipeline.rewriting import (
 )
 from spacepatch.pipeline.segments import make_segment_id
 from spacepatch.pipeline.stored import read_packs
+from spacepatch.pipeline.storing import change_store
 from spacepatch.shards import SegmentContent, ShardReceipt, shard_stem
 from spacepatch.shards.tables import read_table
 from spacepatch.storage import open_folder
@@ -44,6 +50,8 @@ def convert(
     order: str | None = None,
     patch: str | None = None,
     pack_length: int | None = None,
+    store: str | None = None,
+    restoring: Restoring | None = None,
     overwrite: bool = False,
     on_shard: Progress = lambda done, total: None,
 ) -> RunSummary:
@@ -59,14 +67,32 @@ def convert(
         layout: a word of `LAYOUTS`. order: ``raster`` or ``merge n x n``.
         patch: one (frames x height x width); of undropped pixels only.
         pack_length: with `patch`, instead of that in proportion.
+        store: of the settings; by itself. See `change_store`.
+        restoring: with `store`, how tokens are made again that the dataset does not hold.
 
     Raises:
         ShardError: `folder` is no finished dataset, or damaged.
         ConfigError: it cannot be had in that form.
         ResumeError: `out` holds something else.
+        SegmentError: see `restore`.
     """
     folder, out = open_folder(folder), open_folder(out, writes=True)
     before = read_finished(folder)
+    restoring = restoring or Restoring()
+    if store is not None:
+        if (layout, order, patch, pack_length) != (None, None, None, None):
+            raise ConfigError("--store: is converted by itself; --to, --order or --patch after it")
+        return change_store(
+            folder,
+            out,
+            before,
+            store,
+            restoring=restoring,
+            overwrite=overwrite,
+            on_shard=on_shard,
+        )
+    if restoring.roots or restoring.retry_lost or restoring.on_mismatch != "error":
+        raise ConfigError("--source-root, --on-mismatch, --retry-lost: are for --store")
     config = _settings(before, layout=layout, order=order, patch=patch)
     if patch is not None:
         length = _pack_length(folder, before, config, pack_length)
@@ -79,8 +105,10 @@ def convert(
     def is_outdated(plan: Plan, new: Task) -> bool:
         return _is_outdated(folder, before, out, plan, old_of[new.number], new)
 
-    def write_task(plan: Plan, new: Task) -> None:
-        _convert_task(folder, out, before, plan, old_of[new.number], new, config, recut=recut)
+    def write_tasks(_: StoredPlan, plan: Plan, tasks: Sequence[Task]) -> Iterator[Task]:
+        for new in tasks:
+            _convert_task(folder, out, before, plan, old_of[new.number], new, config, recut=recut)
+            yield new
 
     return rewrite(
         folder,
@@ -88,7 +116,7 @@ def convert(
         _plan(before, config, recut=recut),
         overwrite=overwrite,
         is_outdated=is_outdated,
-        write_tasks=lambda _, plan, tasks: (write_task(plan, task) for task in tasks),
+        write_tasks=write_tasks,
         on_shard=on_shard,
     )
 
@@ -97,7 +125,18 @@ def _settings(plan: Plan, *, layout: str | None, order: str | None, patch: str |
     given = {"layout": layout, "order": order, "patch": patch}
     changed: dict[str, Any] = {key: value for key, value in given.items() if value is not None}
     if not changed:
-        raise ConfigError("nothing to convert to: give --to, --order or --patch")
+        raise ConfigError("nothing to convert to: give --to, --order, --patch or --store")
+    store = plan.settings.get("store", "tokens")
+    if store == "refs":
+        raise ConfigError(
+            "store refs has no tokens to be laid out anew: convert --store tokens first, or "
+            "tokenize --store refs again with these settings"
+        )
+    if floor_of(store) is not None:
+        raise ConfigError(
+            f"store {store}: its tokens are not exact, and stored once more they would be less so: "
+            "convert --store tokens --source-root DIR first"
+        )
     if plan.layout.pixel_tubelet is not None:
         raise ConfigError("pixel tokens lie beside the others (--also pixels): tokenize again")
     if patch is not None:

@@ -45,6 +45,8 @@ class RunSummary:
     losses: tuple[Loss, ...]
     lost_sources: tuple[str, ...]
     """Names of sources of which nothing is in the shards, though the settings asked for it."""
+    other_tokens: int | None = None
+    """Of tokens that were made again, the segments whose checksum is not the one that they had."""
 
 
 def finish_run(folder: Path, plan: StoredPlan) -> RunSummary:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from spacepatch.packers import NEEDS_SCIPY, check_packer
 from spacepatch.pipeline.finishing import RunSummary
 from spacepatch.pipeline.placement import Lengths, Placement
 from spacepatch.pipeline.plan import Plan
+from spacepatch.pipeline.planfile import StoredPlan
 from spacepatch.pipeline.planhead import largest_side, layout_of
 from spacepatch.pipeline.publishing import publish_task
 from spacepatch.pipeline.rewriting import Progress, changed_plan, read_finished, rewrite
@@ -96,15 +97,19 @@ def repack(
     check_packer(config.packer)
     stored = _Stored.of(folder, before)
     stored.check_fits(before, config.pack_length)
+
+    def write_tasks(_: StoredPlan, plan: Plan, tasks: Sequence[Task]) -> Iterator[Task]:
+        for task in tasks:
+            _write_task(folder, out, plan, task, stored)
+            yield task
+
     return rewrite(
         folder,
         out,
         _plan(before, config, stored),
         overwrite=overwrite,
         is_outdated=lambda plan, task: _is_outdated(out, plan, task, stored),
-        write_tasks=lambda _, plan, tasks: (
-            _write_task(folder, out, plan, task, stored) for task in tasks
-        ),
+        write_tasks=write_tasks,
         on_shard=on_shard,
     )
 

@@ -21,7 +21,7 @@ from spacepatch.jobs import Job, JobResult, arena_bytes, planned_tokens, run_job
 from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.pipeline.encoded import with_pixels
 from spacepatch.pipeline.job_settings import token_settings
-from spacepatch.pipeline.placement import Lengths
+from spacepatch.pipeline.placement import Lengths, Placed
 from spacepatch.pipeline.plan import AnyTask, Plan, PlannedTask, PlanOfTasks
 from spacepatch.pipeline.planfile import StoredPlan
 from spacepatch.pipeline.publishing import publish_task
@@ -35,6 +35,9 @@ from spacepatch.workers import Fault, WorkerPool
 TASKS_IN_MEMORY = 2
 """One being written while the next is being decoded: no core waits at a shard's border."""
 
+
+Placing = Callable[[Plan, Sequence[Made]], Placed]
+"""Packs of what was made of a task's clips (a plan of this task alone)."""
 
 ALIGNMENT = 8
 """Bytes that clips begin at multiples of, so that no number lies across two words."""
@@ -83,6 +86,7 @@ def run_tasks(
     folder: Path,
     pool: WorkerPool,
     encoder: EncoderSettings | None = None,
+    placing: Placing | None = None,
     on_job: Callable[[JobReport], None] = lambda report: None,
     on_decoded: Callable[[], None] = lambda: None,
 ) -> Generator[TaskReport]:
@@ -93,6 +97,7 @@ def run_tasks(
 
     Args:
         encoder: where the plan's encoder is; None: it has none.
+        placing: instead of the packs that the plan's settings make.
         on_decoded: called when the last job is done, while its shard is being written.
 
     Raises:
@@ -122,7 +127,9 @@ def run_tasks(
                     if running.is_planned_only:
                         for place in range(len(running.clips_of_job)):
                             on_job(_report(running, place))
-                        writing.append(writer.submit(write_task, running, folder, pool.workers))
+                        writing.append(
+                            writer.submit(write_task, running, folder, placing, pool.workers)
+                        )
                         continue
                     opened[running.task.number] = running
                     jobs.extend(running.jobs)
@@ -141,7 +148,9 @@ def run_tasks(
                 on_job(_report(running, place))
                 if len(running.outcomes) == len(running.jobs):
                     del opened[number]
-                    writing.append(writer.submit(write_task, running, folder, pool.workers))
+                    writing.append(
+                        writer.submit(write_task, running, folder, placing, pool.workers)
+                    )
                     writing[-1].add_done_callback(lambda _: pool.wake())
                     if not waiting and not opened:
                         on_decoded()
@@ -255,13 +264,15 @@ def _cost(job: Job) -> int:
     return (frames + 1) * job.info.coded_size[0] * job.info.coded_size[1]
 
 
-def write_task(running: Running, folder: Path, threads: int = 1) -> TaskReport:
+def write_task(
+    running: Running, folder: Path, placing: Placing | None = None, threads: int = 1
+) -> TaskReport:
     """Pack what was decoded, publish the shard and then its receipt."""
     plan, task = running.plan, running.task
     with stage("pack"):
         made, losses, observed = _collect(plan, running)
         contents, unbalanced = _contents(
-            plan, made, running.arena, is_decoded=not running.is_planned_only
+            plan, made, running.arena, placing, is_decoded=not running.is_planned_only
         )
     receipt = publish_task(
         folder,
@@ -336,10 +347,12 @@ def _collect(
 
 
 def _contents(
-    plan: Plan, made: list[Made], arena: Arena, *, is_decoded: bool
+    plan: Plan, made: list[Made], arena: Arena, placing: Placing | None, *, is_decoded: bool
 ) -> tuple[list[list[SegmentContent]], Spread | None]:
     """Segments in their packs, a segment that is cut to fit as several; and how the packs were
     before they were balanced. Without tokens where nothing was decoded."""
+    if not made:
+        return [], None
     layout = plan.layout
 
     def can_cut(item: int, row: int) -> bool:
@@ -349,8 +362,6 @@ def _contents(
         before, tick = clip.spec.row_pts[rows[row - 1]], clip.spec.row_pts[rows[row]]
         return bool(clip.spec.start_pts <= before < tick < clip.spec.stop_pts)
 
-    if not made:
-        return [], None
     widths = [layout.width_of(clip.spec) for clip in made]
     lengths = Lengths(
         np.array([clip.num_kept for clip in made]),
@@ -358,7 +369,7 @@ def _contents(
         np.array(widths),
     )
     packs = []
-    placed = plan.placement.place(lengths, can_cut)
+    placed = placing(plan, made) if placing else plan.placement.place(lengths, can_cut)
     for pieces in placed.packs:
         pack = []
         for item, first, last in pieces:
