@@ -75,6 +75,8 @@ def _show_matched(what: str, changed: str, found: dict[str, Any]) -> None:
         f"{found['only_in_first']:,} only in the first, {found['only_in_second']:,} only in the "
         "second"
     )
+    if found.get("unchecked"):
+        say(f"  not compared: {found['unchecked']:,} without a checksum (references)")
     words = {
         "only_in_first": "only in the first",
         "only_in_second": "only in the second",

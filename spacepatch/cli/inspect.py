@@ -137,6 +137,8 @@ def _show_tokens(summary: dict[str, Any]) -> None:
         f"{tokens['token_dtype']} a token, layout {tokens['layout']!r}, order {tokens['order']}, "
         f"tail {tokens['tail']}" + f", halo {tokens['halo']}" * bool(tokens["halo"])
     )
+    if tokens["store"] not in (None, "tokens"):
+        typer.echo(f"  stored    {_store_of(summary)}")
     if summary["views"] > 1:
         typer.echo(f"  views     {summary['views']}")
     if drop["policy"] is not None:
@@ -145,6 +147,19 @@ def _show_tokens(summary: dict[str, Any]) -> None:
             f"  dropped   {drop['dropped_tokens']:,} of {whole:,} tokens "
             f"({drop['dropped_tokens'] / whole:.1%}) by {drop['policy']}"
         )
+
+
+def _store_of(summary: dict[str, Any]) -> str:
+    """What is there of the tokens."""
+    settings = summary["settings"] or {}
+    if summary["tokens"]["store"] != "refs":
+        return f"store {settings.get('store', summary['tokens']['store'])}"
+    is_known = "as checked" if settings.get("checked") else "as planned"
+    return (
+        "store refs"
+        + f", {is_known}" * bool(settings)
+        + ": no tokens, they are made of the sources"
+    )
 
 
 def _show_encoder(summary: dict[str, Any]) -> None:

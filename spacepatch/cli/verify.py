@@ -41,7 +41,9 @@ def command(
     """Check structure, checksums, counts, conservation of frames, times and positions.
 
     With --decode, N segments spread over the dataset are made again from their sources and
-    compared, and decoded: PSNR and SSIM. Exit code 1 if anything is wrong, each problem on a line.
+    compared, and decoded: PSNR and SSIM. References are made again too, and held to their
+    checksums, or without these to their numbers of tokens. Exit code 1 if anything is wrong, each
+    problem on a line.
     """
     from spacepatch.cli import display
     from spacepatch.inspection import Problem, verify
@@ -123,6 +125,8 @@ def _share(value: float | None) -> str:
 
 
 def _state(segment: DecodedSegment) -> str:
+    if segment.found.is_counted and not segment.problem:
+        return "as many"
     if segment.problem or segment.found.is_same is None:
         return "no"
     return "same" if segment.found.is_same else f"{segment.found.apart:.2g} off"

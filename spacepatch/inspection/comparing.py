@@ -4,43 +4,25 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from spacepatch.clipwriter import TokenSettings
-from spacepatch.data import ClipSpec
 from spacepatch.encoding import beating
 from spacepatch.errors import EncodeError, ShardError, SourceError
 from spacepatch.framerules import PIXELS
+from spacepatch.inspection.segment_tokens import (
+    Request,
+    Stored,
+    first_row,
+    make_stored,
+    read_stored,
+)
 from spacepatch.jobs import Job, tokens_of
 from spacepatch.pipeline.encoded import by_channel
 from spacepatch.quality import WINDOW, squared_error, ssim
-from spacepatch.shards import ShardReader
-from spacepatch.stored_frames import UNKNOWN, frames_of_pixels, frames_of_tokens, kept_cells
+from spacepatch.stored_frames import UNKNOWN, frames_of_tokens, kept_cells
 from spacepatch.token_dtypes import from_stored
 from spacepatch.tubelets import cells_of_rows
-
-
-@dataclass(frozen=True, slots=True)
-class Request:
-    """A segment to be looked at."""
-
-    tar: Path
-    row: dict[str, Any]
-    """Of segments.parquet."""
-    clip: ClipSpec
-    """That the segment is a part of."""
-    settings: TokenSettings
-    job: Job | None
-    """That makes the clip again; None: its source is not at hand."""
-    std: tuple[float, ...] | None = None
-    """Of each channel of the dataset's latents."""
-    make_again: bool = True
-    """Whether its tokens are, and not only its frames."""
-    num_shown: int = 0
-    """Frames to be sent back."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,7 +32,10 @@ class Compared:
     problem: str = ""
     """Why it could not be looked at, or what contradicts what; empty: nothing."""
     is_same: bool | None = None
-    """Whether the stored tokens are, to the bit, what is made now; None: not made again."""
+    """Whether the stored tokens are, to the bit, what is made now; of references, whether what is
+    made now has their checksum; None: not made again, or there is no checksum."""
+    is_counted: bool = False
+    """References without a checksum: as many tokens are made as were packed."""
     apart: float = 0.0
     """How far they are from it: of latents the root mean square in standard deviations of their
     channels, of pixels in parts of 255, of codes the share that differs."""
@@ -82,18 +67,9 @@ class Compared:
     """``(T, H, W)`` bool: those that a stored mask leaves visible; None: there is no such."""
 
 
-@dataclass(frozen=True, slots=True)
-class _Stored:
-    """A segment as it lies in its pack."""
-
-    tokens: np.ndarray
-    """``(n, D)``."""
-    places: np.ndarray
-    """``(n,)`` int64: raster index of each in the segment's grid."""
-    pixels: np.ndarray | None
-    """``(T, H, W, C)``: the frames of the pixel tokens beside those of an encoder."""
-    visible: np.ndarray | None
-    """``(n,)`` uint8: a stored mask."""
+OTHER_TOKENS = (
+    "its source gives other tokens than tokens_crc32c says; restore its source, or tokenize again"
+)
 
 
 def compare_segment(request: Request) -> Compared:
@@ -112,16 +88,28 @@ def compare_segment(request: Request) -> Compared:
 
 
 def _compare(request: Request) -> Compared:
-    stored, row = _read(request), request.row
+    found = Compared(num_frames=len(request.row["frame_pts"]))
+    if request.references is None:
+        stored = read_stored(request)
+    elif request.job is None:
+        return found
+    else:
+        stored, is_same = make_stored(request, request.job, request.references)
+        found = replace(found, is_same=is_same, is_counted=is_same is None)
+        if is_same is False:
+            found = replace(found, problem=OTHER_TOKENS)
+        if found.problem and not request.num_shown:
+            return found
+        request = replace(request, make_again=False)  # they are that already
     decoded = _decode(request, stored)
-    found = Compared(num_frames=len(row["frame_pts"]), sums=_sums(request, stored))
+    found = replace(found, sums=_sums(request, stored))
     if request.job is not None:
         found = _against_source(request, request.job, stored, decoded, found)
     return _shown(request, stored, decoded, found)
 
 
 def _shown(
-    request: Request, stored: _Stored, decoded: np.ndarray | None, found: Compared
+    request: Request, stored: Stored, decoded: np.ndarray | None, found: Compared
 ) -> Compared:
     """With the frames that are to be sent back, and no others."""
     pixels = stored.pixels
@@ -142,41 +130,7 @@ def _shown(
     )
 
 
-def _read(request: Request) -> _Stored:
-    row, clip, settings = request.row, request.clip, request.settings
-    with ShardReader(request.tar) as reader:
-        if not 0 <= row["pack"] < len(reader):
-            raise ShardError(f"segments.parquet says pack {row['pack']}, there are {len(reader)}")
-        pack = reader.read(row["pack"])
-        span = slice(row["offset"], row["offset"] + row["num_kept"])
-        places = np.flatnonzero(pack.segments[:, 0] == row["offset"])
-        expected = [row["offset"], row["num_kept"], *row["grid_thw"]]
-        expected += [clip.tubelet_size, *clip.patch_size]
-        grid = np.array(row["grid_thw"], np.int64)
-        if (
-            len(places) != 1
-            or pack.segments[places[0]].tolist() != expected
-            or tuple(row["grid_thw"][1:]) != clip.grid_thw[1:]
-            or row["num_tokens"] != grid.prod()
-            or pack.tokens[span].shape != (row["num_kept"], settings.width_of(clip))
-            or not (pack.positions[span] < grid).all()
-            or not 1 <= len(row["frame_pts"]) <= clip.row_starts[row["grid_thw"][0]]
-        ):
-            raise ShardError("its row of segments.parquet, its pack and its clip do not agree")
-        t, h, w = pack.positions[span].astype(np.int64).T
-        pixels = None
-        if pack.pixels is not None and pack.pixel_segments is not None:
-            pixels = frames_of_pixels(pack.pixels, pack.pixel_segments[places[0]], row=row)
-        # Copies: the map of the shard is closed with it.
-        return _Stored(
-            pack.tokens[span].copy(),
-            (t * grid[1] + h) * grid[2] + w,
-            pixels,
-            None if pack.visible is None else pack.visible[span].copy(),
-        )
-
-
-def _sums(request: Request, stored: _Stored) -> np.ndarray | None:
+def _sums(request: Request, stored: Stored) -> np.ndarray | None:
     settings = request.settings
     if settings.facts is None or settings.facts.kind != "latents":
         return None
@@ -192,7 +146,7 @@ def _sums(request: Request, stored: _Stored) -> np.ndarray | None:
 # --- to frames ---------------------------------------------------------------------------------
 
 
-def _decode(request: Request, stored: _Stored) -> np.ndarray | None:
+def _decode(request: Request, stored: Stored) -> np.ndarray | None:
     """``(T, H, W, 3)`` uint8: the true frames; None without the encoder that they need, or where
     its grid has holes and nobody wants to see them."""
     settings = request.settings
@@ -222,9 +176,9 @@ def _spread(num_frames: int, wanted: int) -> np.ndarray:
 
 
 def _against_source(
-    request: Request, job: Job, stored: _Stored, decoded: np.ndarray | None, found: Compared
+    request: Request, job: Job, stored: Stored, decoded: np.ndarray | None, found: Compared
 ) -> Compared:
-    first = _first_row(request)
+    first = first_row(request)
     if request.make_again:
         found = _against_tokens(request, job, stored, first, found)
         if found.problem:
@@ -255,16 +209,8 @@ def _against_source(
     return replace(found, source_frames=frames)
 
 
-def _first_row(request: Request) -> int:
-    """The row of the clip's grid that the segment begins with: several are cut of one clip."""
-    start = request.row["clip_start_pts"]
-    if start == request.clip.start_pts:
-        return 0
-    return int(np.searchsorted(request.clip.row_pts, start))
-
-
 def _against_tokens(
-    request: Request, job: Job, stored: _Stored, first: int, found: Compared
+    request: Request, job: Job, stored: Stored, first: int, found: Compared
 ) -> Compared:
     """Hold the stored tokens against those that the source gives now."""
     row, clip, settings = request.row, request.clip, request.settings

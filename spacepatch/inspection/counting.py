@@ -204,7 +204,8 @@ class Counted:
             [tubelets, batch.column("patch_size").flatten().to_numpy().reshape(-1, 2)]
         )
         self.patches.update(map(tuple, shapes.tolist()))
-        self.decoders.update(batch.column("decoder").to_pylist())
+        # References that nobody has checked were read by none.
+        self.decoders.update(filter(None, batch.column("decoder").to_pylist()))
         self.views.update(batch.column("view").unique().to_pylist())
         drops = batch.column("drop").unique().to_pylist()
         self.drops.update(drop.split(" ")[0] for drop in drops if drop)

@@ -97,7 +97,9 @@ class Decoded:
 
     @property
     def num_sound(self) -> int:
-        """Those, and those that differ by no more than sums in another order do."""
+        """Those, and those that differ by no more than sums in another order do, and references
+        of which there is no more than their number of tokens to be held to."""
         return sum(
-            segment.found.is_same is not None and not segment.problem for segment in self.segments
+            (segment.found.is_same is not None or segment.found.is_counted) and not segment.problem
+            for segment in self.segments
         )

@@ -13,10 +13,11 @@ from spacepatch.config import RunConfig
 from spacepatch.data import ClipSpec
 from spacepatch.environment import environment
 from spacepatch.errors import ConfigError, ShardError
-from spacepatch.inspection.comparing import Compared, Request, compare_segment
+from spacepatch.inspection.comparing import Compared, compare_segment
 from spacepatch.inspection.decoded import Decoded, DecodedSegment
 from spacepatch.inspection.folders import read_batches, read_finished
 from spacepatch.inspection.given_encoder import given_encoder
+from spacepatch.inspection.segment_tokens import Request
 from spacepatch.jobs import Job
 from spacepatch.latents.encoders import EncoderSettings
 from spacepatch.limits import available_cores
@@ -82,8 +83,9 @@ def decode_segments(
         rows, notes = choose_segments(folder, plan, num_segments)
     if not rows:
         raise ShardError(f"{folder}: holds no segments")
-    if make_again:
-        _check_roots(rows, places)
+    is_reference = plan.layout.store == "refs"
+    if make_again or is_reference:
+        _check_roots(folder, rows, places, is_reference=is_reference)
     limited = {"workers": min(config.workers or available_cores(), len(rows))}
     with make_pool(config.model_copy(update=limited)) as pool:
         encoder = None
@@ -202,14 +204,17 @@ def _allowances(plan: Plan) -> tuple[float, float]:
 # --- with which sources ------------------------------------------------------------------------
 
 
-def _check_roots(rows: Sequence[dict[str, Any]], places: SourceRoots) -> None:
+def _check_roots(
+    folder: Path, rows: Sequence[dict[str, Any]], places: SourceRoots, *, is_reference: bool
+) -> None:
     """Raise a `ConfigError` where nobody said where the sources lie."""
+    why = f"{folder}: holds references, no tokens: " if is_reference else ""
     for row in rows:
         number = row["source_root"]
         if number not in places:
             raise ConfigError(
-                f"say where the sources of SOURCE argument {number} lie ({row['source']} is one): "
-                f"--source-root {number}=DIR"
+                f"{why}say where the sources of SOURCE argument {number} lie ({row['source']} is "
+                f"one): --source-root {number}=DIR"
             )
 
 
@@ -252,6 +257,7 @@ def _requests(
             std=None if std is None else tuple(std),
             make_again=make_again,
             num_shown=num_shown,
+            references=plan.settings if plan.layout.store == "refs" else None,
         )
 
 

@@ -26,6 +26,9 @@ CLIP = "source_id clip_start_pts clip_stop_pts time_base view".split()
 """What makes two segments the same one: from the same source, the same stretch of time, the same
 variant. Not `segment_id`, in which the settings are: with other ones all would be others."""
 
+NOTHING = "-"
+"""What stands for a value that is not there."""
+
 
 def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
     """Compare two finished datasets by their dataset.json and tables.
@@ -44,8 +47,9 @@ def compare(first: str | Path, second: str | Path) -> dict[str, Any]:
         - ``sources``: how many in ``first``, ``second``, ``both``, ``only_in_first``,
           ``only_in_second`` and ``changed`` (in both, with other content), and ``examples``: of the
           last three, names.
-        - ``segments``: likewise, by `CLIP`; ``changed`` are those with other tokens. ``examples``
-          have ``source``, ``clip``, ``view``.
+        - ``segments``: likewise, by `CLIP`; ``changed`` are those with other tokens, by their
+          checksums; ``unchecked`` those in both that have none in one of them, as references that
+          nobody has decoded. ``examples`` have ``source``, ``clip``, ``view``.
         - ``losses``: by reason ``rows`` and ``frames`` in ``first`` and ``second``.
         - ``distributions``: see `compare_segments`. ``channels``: see `compare_channels`.
 
@@ -161,7 +165,7 @@ def _joined(batch: Any, columns: Sequence[str]) -> list[str]:
     import pyarrow as pa
     import pyarrow.compute as compute
 
-    texts = [batch.column(name).cast(pa.string()).fill_null("-") for name in columns]
+    texts = [batch.column(name).cast(pa.string()).fill_null(NOTHING) for name in columns]
     return compute.binary_join_element_wise(*texts, " ").to_pylist()  # type: ignore[no-any-return]
 
 
@@ -185,12 +189,24 @@ def _segments(first: Path, second: Path) -> dict[str, Any]:
     rows = [
         _read(folder / "segments.parquet", CLIP, ["tokens_crc32c"]) for folder in (first, second)
     ]
-    return _matched(rows[0], rows[1], ["source", "clip", "view"])
+    unknown = int(np.frombuffer(_hash(NOTHING), np.uint64)[0])
+    return _matched(rows[0], rows[1], ["source", "clip", "view"], unknown=unknown)
 
 
-def _matched(first: _Rows, second: _Rows, columns: Sequence[str]) -> dict[str, Any]:
+def _matched(
+    first: _Rows, second: _Rows, columns: Sequence[str], *, unknown: int | None = None
+) -> dict[str, Any]:
+    """Args:
+    unknown: the value of rows of which nobody knows what they hold; None: there are none.
+    """
     _, ours, theirs = np.intersect1d(first.keys, second.keys, return_indices=True)
-    is_changed = first.values[ours] != second.values[theirs]
+    values = first.values[ours], second.values[theirs]
+    is_changed = values[0] != values[1]
+    unchecked = {}
+    if unknown is not None:
+        is_unknown = (values[0] == np.uint64(unknown)) | (values[1] == np.uint64(unknown))
+        is_changed &= ~is_unknown
+        unchecked = {"unchecked": int(is_unknown.sum())}
     kinds = {
         "only_in_first": (first, _without(len(first.keys), ours)),
         "only_in_second": (second, _without(len(second.keys), theirs)),
@@ -201,6 +217,7 @@ def _matched(first: _Rows, second: _Rows, columns: Sequence[str]) -> dict[str, A
         "second": len(second.keys),
         "both": len(ours),
         **{kind: len(places) for kind, (_, places) in kinds.items()},
+        **unchecked,
         "examples": {
             kind: rows.named(places[:EXAMPLES], columns) for kind, (rows, places) in kinds.items()
         },

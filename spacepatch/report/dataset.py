@@ -218,8 +218,17 @@ def _packs(
     chosen = choose_packs(summary["shards"], key=summary["plan_id"])
     packs = read_packs(folder, chosen)
     sources = read_sources(folder / "sources.parquet", packs) if is_whole else {}
-    films, without = None, ""
-    if summary["encoder"]:
+    films: dict[str, Film] | None = None
+    without = ""
+    if summary["tokens"]["store"] == "refs":
+        films, without = (
+            {},
+            (
+                "No frames: the shards hold references, and no tokens. To see them, say where the "
+                "sources lie: spacepatch preview --source-root DIR"
+            ),
+        )
+    elif summary["encoder"]:
         films, without = _decoded(folder, packs, summary["encoder"], config)
     shown = show_packs(
         folder, packs, sources, pack_length=pack_length, films=films, without=without

@@ -80,6 +80,11 @@ def unpack(
     if file_format not in FORMATS:
         raise ConfigError(f"--format {file_format}: is none of {', '.join(FORMATS)}")
     dataset = read_finished(folder)
+    if dataset.get("store") == "refs":
+        raise ShardError(
+            f"{folder}: holds references, no tokens: spacepatch convert --store tokens "
+            "--source-root DIR --out NEW makes these, then unpack NEW"
+        )
     facts = None if dataset["encoder"] is None else EncoderFacts.from_json(dataset["encoder"])
     uses_pixels = dataset.get("pixels") is not None and config.encoder is None
     has_alpha = dataset["settings"]["alpha"] and (facts is None or uses_pixels)
