@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,10 @@ from spacepatch.shards import PackMembers, ShardReader
 
 MAX_OPEN_SHARDS = 128
 """Open at once in a process: each takes a file descriptor, of which macOS grants 256."""
+
+NEIGHBOURS = 16
+"""Packs that are made together where all are read in order: what one source has in them is decoded
+in one pass."""
 
 
 class PackDataset(Packs, Dataset[dict[str, Any]]):
@@ -88,7 +92,15 @@ class PackDataset(Packs, Dataset[dict[str, Any]]):
     def __iter__(self) -> Iterator[dict[str, Any]]:
         """All packs in their order, of the epoch that is set."""
         for index in range(len(self)):
+            if index % NEIGHBOURS == 0:
+                ahead = NEIGHBOURS * (2 if self.packs_ahead else 1)
+                self.expect(range(index, min(index + ahead, len(self))))
             yield self[index]
+
+    def __getitems__(self, indices: Sequence[int]) -> list[dict[str, Any]]:
+        """The packs of a batch, as a DataLoader asks for them."""
+        self.expect([range(len(self))[index] for index in indices])
+        return [self[index] for index in indices]
 
     def read(self, index: int, *, epoch: int) -> dict[str, Any]:
         """As `__getitem__`, in an epoch that is given."""

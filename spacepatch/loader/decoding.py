@@ -12,10 +12,10 @@ import numpy as np
 from spacepatch.clipwriter import ClipTokens
 from spacepatch.config import parse_bytes
 from spacepatch.data import ClipSpec
-from spacepatch.errors import SegmentError
+from spacepatch.errors import ConfigError, SegmentError
 from spacepatch.loader.variation import Variation
 from spacepatch.pipeline.plan import PlannedSource
-from spacepatch.source_roots import ANY, parse_roots
+from spacepatch.source_roots import ANY, SourceRoots, parse_roots
 
 ON_MISMATCH = ("error", "warn")
 ON_BAD_SOURCE = ("error", "skip")
@@ -68,15 +68,28 @@ class Decoding:
                 f"decoder_workers {self.decoder_workers}, decode_timeout {self.decode_timeout}: "
                 "must be 0 up, and above 0"
             )
-        parse_bytes(self.decode_memory)
-        parse_bytes(self.decode_cache)
+        for name, size in (
+            ("decode_memory", self.decode_memory),
+            ("decode_cache", self.decode_cache),
+        ):
+            try:
+                parse_bytes(size)
+            except ValueError as error:
+                raise ValueError(f"{name} is {size!r}, {error}") from None
         object.__setattr__(self, "vary", Variation.of(self.vary))
 
     @property
     def spelled_variation(self) -> dict[str, str] | None:
         return self.vary.settings if isinstance(self.vary, Variation) else None
 
-    def roots(self) -> dict[int, str]:
+    def find_roots(self) -> SourceRoots:
+        """Raises a ConfigError where a place is not there."""
+        try:
+            return SourceRoots(self._places(), allow_network=self.allow_network)
+        except ConfigError as error:
+            raise ConfigError(str(error).replace("--source-root", "source_root")) from None
+
+    def _places(self) -> dict[int, str]:
         """By ordinal of the SOURCE argument, or `ANY`."""
         given = self.source_root
         if given is None:

@@ -58,7 +58,8 @@ class PackLoader:
             options: of `torch.utils.data.DataLoader`, such as pin_memory and prefetch_factor.
 
         Raises:
-            ValueError: there is no such batch, rank or word; or with ``drop`` not one full step.
+            ValueError: there is no such batch, rank or word; workers of both kinds; or with
+                ``drop`` not one full step.
         """
         if not isinstance(packs, PackDataset | PackMix | PackStream):
             raise ValueError(f"packs are {packs!r}: give a PackDataset, a PackStream or a PackMix")
@@ -70,6 +71,11 @@ class PackLoader:
         if taken:
             raise ValueError(f"{', '.join(sorted(taken))}: PackLoader orders packs itself")
         if num_workers:
+            if any(one.packs_ahead for one in getattr(packs, "datasets", [packs])):
+                raise ValueError(
+                    f"num_workers is {num_workers}: its workers decode themselves; take "
+                    "num_workers=0 with decoder_workers, or decoder_workers=0"
+                )
             options.setdefault("persistent_workers", True)
         rank, world_size = rank_and_world(rank, world_size)
         sharing = Sharing(batch_size, num_workers, rank, world_size, uneven, shuffle)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from spacepatch.distributions import Choice
-from spacepatch.drop import Drop, RandomDrop
+from spacepatch.drop import Drop, RandomDrop, static_threshold
 from spacepatch.errors import SegmentError, ShardError
 from spacepatch.loader.decoding import Decoding
 from spacepatch.loader.draws import (
@@ -184,11 +184,13 @@ class Packs(TokenValues):
         dtype = "float32" if self._values else self.document["token_dtype"]
         drawn = [name for name in ("mask", "drop") if self._options[name]]
         pixels = self.document.get("pixels") or {}
+        settings = self.document["settings"]
+        told = static_threshold(settings["drop"]) is not None, settings["store_mask"]
         return (
-            (self.document.get("kind"), dtype, width, *self.document["members"]),
+            (self.document.get("kind"), dtype, width, *self.document["members"], *told),
             (self._shape, *drawn, self._token_order, math.isnan(float(self._shared.drop_rate))),
             # Means and variances become means.
-            (pixels.get("token_width"), self.document["settings"].get("posterior")),
+            (pixels.get("token_width"), settings.get("posterior")),
         )
 
     @property
@@ -276,17 +278,19 @@ class Packs(TokenValues):
         self, index: int, read: Callable[[int, int], PackMembers], *, epoch: int
     ) -> PackMembers:
         """A pack, or where it is bad and may be skipped the next good one of its width."""
-        try:
-            return self._checked(read(index, epoch))
-        except (ShardError, SegmentError) as error:
-            self._count_bad(index, error)
-        others = self.packs.of_width(self.packs.each_width(epoch)[index], epoch)
-        for other in [*others[others > index].tolist(), *others[others < index].tolist()]:
+        for other in self._and_others(index, epoch):
             try:
                 return self._checked(read(other, epoch))
             except (ShardError, SegmentError) as error:
                 self._count_bad(other, error)
-        raise ShardError(f"{self.folder}: no pack can be read any more; run spacepatch verify")
+                last = error
+        raise ShardError(f"{self.folder}: no pack can be read any more, as of {last}")
+
+    def _and_others(self, index: int, epoch: int) -> Iterator[int]:
+        """A pack, then those that may come in its place."""
+        yield index
+        others = self.packs.of_width(self.packs.each_width(epoch)[index], epoch)
+        yield from [*others[others > index].tolist(), *others[others < index].tolist()]
 
     def read_pack(self, index: int, reader: ShardReader, *, epoch: int) -> PackMembers:
         """A pack as it is stored; of references, with the tokens that are made of them."""
@@ -294,7 +298,10 @@ class Packs(TokenValues):
         if self.references is None:
             found = reader.read(place)
         else:
-            made = self.references.make(ReferredPack(run.shard, reader.references(place), epoch))
+            pack = ReferredPack(run.shard, reader.references(place), epoch)
+            if self._decoding.on_bad_source == "skip":
+                self._shared.lacking[index] = len(pack.references.segments)  # until they are made
+            made = self.references.make(pack)
             found, self._shared.lacking[index] = made.members, made.num_bad
         self._shared.tokens[index] = len(found.tokens)
         return found

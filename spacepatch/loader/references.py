@@ -25,6 +25,7 @@ from spacepatch.pipeline.planfile import StoredPlan, open_plan
 from spacepatch.pipeline.segments import clip_id, clip_of_segment, visible_of
 from spacepatch.shards import PackMembers, PackReferences
 from spacepatch.shards.writing import positions_in
+from spacepatch.source_roots import SourceRoots
 from spacepatch.tubelets import cells_of_rows, merge_of
 
 TASKS_REMEMBERED = 16
@@ -67,7 +68,9 @@ class References:
         *,
         varying: Varying | None = None,
     ) -> None:
+        """Raises a ConfigError where a source_root is not there."""
         self._folder, self._decoding, self._varying = folder, decoding, varying
+        self._roots: SourceRoots | None = decoding.find_roots()
         self._settings = document["settings"]
         self._generations = len(document["plans"])
         self._process: int | None = None
@@ -101,6 +104,7 @@ class References:
                 segments.append(self._described(segment, one, made[-1]))
             except SegmentError as error:
                 if self._decoding.on_bad_source == "error" or error.reason == "other_tokens":
+                    self._maker.forget_errors()
                     raise
                 errors.append(error)
         if not made:
@@ -115,15 +119,15 @@ class References:
 
     def __getstate__(self) -> dict[str, Any]:
         own = ("_folder", "_decoding", "_varying", "_settings", "_generations")
-        return {name: self.__dict__[name] for name in own} | {"_process": None}
+        return {name: self.__dict__[name] for name in own} | {"_process": None, "_roots": None}
 
     def _open(self) -> None:
         if self._process == os.getpid():
             return
         self._plan: StoredPlan = open_plan(self._folder, generations=self._generations)
-        self._maker = TokenMaker(
-            self._decoding, token_settings(self._settings, token_dtype="uint8")
-        )
+        self._roots = self._roots or self._decoding.find_roots()
+        settings = token_settings(self._settings, token_dtype="uint8")
+        self._maker = TokenMaker(self._decoding, settings, self._roots)
         self._tasks: OrderedDict[int, dict[ClipKey, PlannedClip]] = OrderedDict()
         self._process = os.getpid()
 

@@ -3,7 +3,9 @@ remembered."""
 
 from __future__ import annotations
 
+import os
 import tempfile
+import weakref
 from collections import OrderedDict, deque
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,10 +31,10 @@ ALIGNMENT = 8
 class TokenMaker:
     """Tokens by segment, of sources that are each decoded once for all that is wanted together."""
 
-    def __init__(self, decoding: Decoding, settings: TokenSettings) -> None:
-        self._decoding, self._settings = decoding, settings
-        self._roots = SourceRoots(decoding.roots(), allow_network=decoding.allow_network)
-        self._places: dict[str, Source | None] = {}
+    def __init__(self, decoding: Decoding, settings: TokenSettings, roots: SourceRoots) -> None:
+        self._decoding, self._settings, self._roots = decoding, settings, roots
+        self._places: dict[str, Source] = {}
+        """By source id, where it was found."""
         self._capacity = parse_bytes(decoding.decode_cache)
         self._cache = _Cache(self._capacity)
         self._groups: dict[tuple[str, ...], _Group] = {}
@@ -43,14 +45,20 @@ class TokenMaker:
 
     def expect(self, wanted: Iterable[Wanted]) -> None:
         """All of these will be asked for, about in this order: those of one source are made in one
-        pass, as many as may be kept."""
+        pass, if they are asked for soon after each other: what half of the cache holds."""
         by_source: dict[str, _Group] = {}
+        total = 0
         for one in wanted:
             if one.key in self._groups or self._cache.expect(one.key):
                 continue
             size = arena_bytes(self._settings, one.clip)
+            total += size
+            if total > self._capacity // 2:
+                # What is made long before it is asked for would push out what is asked for before.
+                by_source.clear()
+                total = size
             group = by_source.get(one.planned.source.source_id)
-            if group is None or group.num_bytes + size > self._capacity // 2:
+            if group is None:
                 group = by_source[one.planned.source.source_id] = _Group()
                 self._queue.append(group)
             group.wanted.append(one)
@@ -67,12 +75,12 @@ class TokenMaker:
         self.expect([one])
         group = self._groups[one.key]
         if group in self._queue:
-            self._queue.remove(group)
             job = self._job(group)
             if self._decoding.decoder_workers and isinstance(job, Job):
                 self._start(group, job)
             else:
                 outcomes = _decode_here(group, job) if isinstance(job, Job) else _same(group, job)
+                self._queue.remove(group)  # not before: whoever is interrupted may ask again
                 return self._keep(group, outcomes, one)[0]
         while True:
             assert self._workers is not None, "somebody is at it"
@@ -80,6 +88,10 @@ class TokenMaker:
             self._begin()
             if asked:
                 return asked[0]
+
+    def forget_errors(self) -> None:
+        """Those that nobody was told of yet: what is asked for after an error is made anew."""
+        self._cache.forget_errors()
 
     def close(self) -> None:
         """End the processes that decode."""
@@ -93,6 +105,8 @@ class TokenMaker:
         for one, outcome in zip(group.wanted, outcomes, strict=True):
             del self._groups[one.key]
             self._cache.put(one.key, outcome)
+            if isinstance(outcome, SegmentError):
+                self._places.pop(one.planned.source.source_id, None)
             if one.key == asked.key:
                 self._cache.take(one.key)
                 found.append(outcome)
@@ -109,7 +123,7 @@ class TokenMaker:
             job = self._job(self._queue[0])
             if isinstance(job, SegmentError):
                 return  # until it is asked for
-            self._start(self._queue.popleft(), job)
+            self._start(self._queue[0], job)
 
     def _start(self, group: _Group, job: Job) -> None:
         if self._workers is None:
@@ -119,6 +133,7 @@ class TokenMaker:
                     "with them, or decoder_workers=0"
                 )
             self._workers = _Workers(self._decoding)
+        self._queue.remove(group)
         self._workers.start(group, job)
 
     def _job(self, group: _Group) -> Job | SegmentError:
@@ -133,12 +148,17 @@ class TokenMaker:
                 f"nobody said where SOURCE argument {source.source_root} lies: give "
                 "source_root=, the folder that its name is relative to",
             )
-        if source.source_id not in self._places:
-            self._places[source.source_id] = self._roots.find(source)
-        found = self._places[source.source_id]
+        found = self._places.get(source.source_id)
         if found is None:
             place = self._roots.place_of(source)
-            return one.error("missing", f"not found in {place}: restore it, or give source_root=")
+            try:
+                found = self._roots.find(source)
+            except ConfigError as error:  # of a place that was there at the beginning
+                return one.error("io", f"cannot be looked for in {place}: {error}")
+            if found is None:
+                restore = "restore it, or give source_root="
+                return one.error("missing", f"not found in {place}: {restore}")
+            self._places[source.source_id] = found
         offsets, end = [], 0
         for each in group.wanted:
             offsets.append(end)
@@ -164,10 +184,12 @@ class _Group:
 
 
 def _decode_here(group: _Group, job: Job) -> list[Outcome]:
-    return [
-        _outcome(one, tokens, clip)
-        for one, (tokens, clip) in zip(group.wanted, tokens_of(job), strict=True)
-    ]
+    made: list[Outcome] = []
+    for one, (tokens, clip) in zip(group.wanted, tokens_of(job), strict=True):
+        # Not a part of memory for all that was planned, which would stay with it.
+        own = tokens if clip.num_kept == one.clip.num_kept else tokens.copy()
+        made.append(_outcome(one, own, clip))
+    return made
 
 
 def _same(group: _Group, error: SegmentError) -> list[Outcome]:
@@ -187,7 +209,7 @@ def _outcome(one: Wanted, tokens: np.ndarray, clip: ClipTokens) -> Outcome:
 
 
 class _Workers:
-    """Processes that decode, each of which can be killed."""
+    """Processes that decode, each of which can be killed. They end with this object."""
 
     def __init__(self, decoding: Decoding) -> None:
         self._pool = WorkerPool(
@@ -195,8 +217,9 @@ class _Workers:
             timeout=decoding.decode_timeout,
             worker_memory=parse_bytes(decoding.decode_memory),
         )
-        self._folder = tempfile.TemporaryDirectory(prefix="spacepatch-")
-        self._arenas = Arenas(Path(self._folder.name))
+        self._end = weakref.finalize(self, _retire, self._pool, os.getpid())
+        self._arenas = Arenas(Path(tempfile.gettempdir()))
+        self._most_bytes = parse_bytes(decoding.decode_cache)
         self._running: dict[int, tuple[_Group, Job, Arena]] = {}
         self._started = 0
         self._done: deque[tuple[_Group, list[Outcome]]] = deque()
@@ -232,19 +255,38 @@ class _Workers:
         group, job, arena = self._running.pop(number)
         made: list[Outcome] = []
         if isinstance(outcome, Fault):
-            message = f"{outcome.reason}: {outcome.message}"
+            message = f"{outcome.reason}: {_in_our_words(outcome.message)}"
             made += [one.error(outcome.reason, message) for one in group.wanted]
         else:
             made += _copied(group, job, arena, outcome)
-        self._arenas.give_back(arena)
+        if arena.num_bytes > self._most_bytes // self._pool.capacity:
+            arena.close()  # if all that serve were as large, they would be more than the cache
+        else:
+            self._arenas.give_back(arena)
         return group, made
 
     def close(self) -> None:
-        self._pool.retire()
+        self._end()
         for _, _, arena in self._running.values():
             arena.close()
         self._arenas.close()
-        self._folder.cleanup()
+
+
+def _retire(pool: WorkerPool, process: int) -> None:
+    """End the workers of a process; one that was forked from it has only been told of them."""
+    if os.getpid() == process:
+        pool.retire()
+
+
+def _in_our_words(message: str) -> str:
+    """What the pool says of the options of a command, said of those of `Decoding`."""
+    for option, own in (
+        ("--timeout", "decode_timeout"),
+        ("--worker-memory", "decode_memory"),
+        ("--workers", "decoder_workers"),
+    ):
+        message = message.replace(option, own)
+    return message
 
 
 def _copied(group: _Group, job: Job, arena: Arena, result: JobResult) -> list[Outcome]:
@@ -291,6 +333,10 @@ class _Cache:
         self._waiting[key] = outcome
         self._held += _size_of(outcome)
         self._shrink(key)
+
+    def forget_errors(self) -> None:
+        for key in [key for key, one in self._waiting.items() if isinstance(one, SegmentError)]:
+            self._held -= _size_of(self._waiting.pop(key))
 
     def _shrink(self, newest: tuple[str, ...]) -> None:
         for held in (self._given, self._waiting):
