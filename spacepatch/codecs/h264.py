@@ -16,6 +16,7 @@ import numpy as np
 
 from spacepatch.errors import MissingDependencyError, ShardError
 
+DECODER = "h264"
 WORST_QP = 51
 """The coarsest quantizer; 0 is the finest."""
 MOST_PIXELS = 2**26
@@ -68,11 +69,7 @@ def encode(pictures: np.ndarray, qp: int | None = None) -> bytes | None:
     from av.video.codeccontext import VideoCodecContext
 
     colours = RGB if qp is None else Y_CO_CG
-    if colours.encoder not in av.codecs_available:
-        raise MissingDependencyError(
-            f"store compressed needs an FFmpeg with {colours.encoder}, as in the wheels of PyAV: "
-            "pip install --force-reinstall av"
-        )
+    _check_has(colours.encoder, to="compress tokens")
     encoder: Any = VideoCodecContext.create(colours.encoder, "w")
     _, channels, height, width = pictures.shape
     encoder.width, encoder.height = width, _tall(channels, height)
@@ -100,7 +97,7 @@ def encode(pictures: np.ndarray, qp: int | None = None) -> bytes | None:
 
 
 def decode(
-    content: bytes, shape: tuple[int, int, int, int], *, is_exact: bool
+    content: bytes | memoryview, shape: tuple[int, int, int, int], *, is_exact: bool
 ) -> Iterator[np.ndarray]:
     """Each of the T pictures, ``(C, H, W)`` uint8, in turn.
 
@@ -110,6 +107,7 @@ def decode(
 
     Raises:
         ShardError: the content is damaged, or of other pictures.
+        MissingDependencyError: FFmpeg was built without H.264.
     """
     from av.error import FFmpegError
     from av.packet import Packet
@@ -118,7 +116,8 @@ def decode(
     colours = RGB if is_exact else Y_CO_CG
     num, channels, height, width = shape
     tall = _tall(channels, height)
-    decoder: Any = VideoCodecContext.create("h264", "r")
+    _check_has(DECODER, to="read compressed tokens")
+    decoder: Any = VideoCodecContext.create(DECODER, "r")
     decoder.thread_count = 1
     # FFmpeg counts whole blocks and what it aligns lines by.
     most = min((width + MARGIN) * (tall + MARGIN), MOST_PIXELS)
@@ -139,7 +138,16 @@ def decode(
         raise ShardError(f"its compressed tokens are damaged ({made} pictures of {num})")
 
 
-def _packets(content: bytes, num: int) -> Iterator[bytes]:
+def _check_has(codec: str, *, to: str) -> None:
+    import av
+
+    if codec not in av.codecs_available:
+        raise MissingDependencyError(
+            f"to {to}, FFmpeg needs {codec}, as in PyAV's wheels: pip install --force-reinstall av"
+        )
+
+
+def _packets(content: bytes | memoryview, num: int) -> Iterator[bytes]:
     if len(content) < 4 * num:
         raise ShardError("its compressed tokens are cut off")
     stops = 4 * num + np.cumsum(np.frombuffer(content, "<u4", num), dtype=np.int64)
@@ -149,7 +157,7 @@ def _packets(content: bytes, num: int) -> Iterator[bytes]:
         )
     start = 4 * num
     for stop in stops.tolist():
-        yield content[start:stop]
+        yield bytes(content[start:stop])
         start = stop
 
 

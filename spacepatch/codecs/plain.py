@@ -20,7 +20,7 @@ def encode(pictures: np.ndarray) -> bytes:
     return compressed
 
 
-def decode(content: bytes, shape: tuple[int, int, int, int]) -> Iterator[np.ndarray]:
+def decode(content: bytes | memoryview, shape: tuple[int, int, int, int]) -> Iterator[np.ndarray]:
     """Each of the T pictures, ``(C, H, W)`` uint8, in turn; a `ShardError` where the content is not
     that of such."""
     import pyarrow as pa

@@ -13,7 +13,7 @@ from spacepatch.codecs import h264, plain
 from spacepatch.codecs.films import Film, film_of
 from spacepatch.errors import ShardError
 
-Decode = Callable[[bytes, tuple[int, int, int, int]], Iterator[np.ndarray]]
+Decode = Callable[[bytes | memoryview, tuple[int, int, int, int]], Iterator[np.ndarray]]
 
 EXACT, LOSSY, PLAIN = "h264-rgb", "h264-ycocg", "zstd"
 CODECS: dict[str, Decode] = {
@@ -25,6 +25,8 @@ CODECS: dict[str, Decode] = {
 ``(T, C, H, W)``, or raises `ShardError`."""
 
 
+HIGHEST_FLOOR = 60.0
+"""Decibels above which only what is exact is: rounding colours takes more."""
 FLOOR_AT_FIRST = 65
 """The quantizer tried first is this minus the floor; most clips then take two or three tries."""
 DECIBELS_A_STEP, LEAST_SLOPE = 0.75, 0.25
@@ -32,6 +34,8 @@ DECIBELS_A_STEP, LEAST_SLOPE = 0.75, 0.25
 slope is at least taken for."""
 CLEARLY_LESS = 0.4
 """Share of the bytes below which what is exact need not be tried besides."""
+SMALL = 2**16
+"""Bytes of tokens of which any way is quickly tried."""
 WORTH_IT = 0.9
 """Share of the bytes above which zstd is tried too, which decodes several times as fast."""
 NEAR = 0.5
@@ -94,13 +98,19 @@ def compress(
         )
     except ShardError as error:
         raise ValueError(str(error)) from None
-    if tokens.dtype != np.uint8 or tokens.shape != (len(kept), film.width):
+    if not len(tokens) or tokens.dtype != np.uint8 or tokens.shape != (len(kept), film.width):
         raise ValueError(
-            f"tokens are {tokens.dtype} {tokens.shape}, not uint8 {(len(kept), film.width)}"
+            f"tokens are {tokens.dtype} {tokens.shape}, not uint8 {(len(kept), film.width)}, n > 0"
         )
     pictures = film.draw(tokens)
-    lossy = None if floor is None else _coarsest(pictures, film, tokens, floor)
-    if lossy is not None and len(lossy.content) < tokens.nbytes * CLEARLY_LESS:
+    lossy = None
+    if floor is not None and floor <= HIGHEST_FLOOR:
+        lossy = _coarsest(pictures, film, tokens, floor)
+    if (
+        lossy is not None
+        and tokens.nbytes > SMALL
+        and len(lossy.content) < tokens.nbytes * CLEARLY_LESS
+    ):
         return lossy
     exact = _exact(pictures, tokens.nbytes)
     return exact if lossy is None or len(exact.content) <= len(lossy.content) else lossy
@@ -117,7 +127,7 @@ def _exact(pictures: np.ndarray, num_bytes: int) -> Compressed:
 
 
 def decompress(
-    content: bytes,
+    content: bytes | memoryview,
     codec: str,
     kept: np.ndarray,
     *,

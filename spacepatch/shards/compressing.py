@@ -135,7 +135,7 @@ def read_compressed(
         offset, count, *grid = row[:5]
         span = slice(offset, offset + count)
         made = decompress(
-            bytes(content[start : start + size]),
+            content[start : start + size],
             codec,
             kept[span],
             grid_thw=tuple(grid),
