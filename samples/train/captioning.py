@@ -17,9 +17,8 @@ import torch.nn.functional as F  # noqa: N812
 from batches import Batch
 from layers import Transformer, sines
 from torch import nn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
-from spacepatch.loader import PackDataset
 from spacepatch.masks import block_mask
 
 WIDTH, HEADS = 64, 4
@@ -77,7 +76,7 @@ class Captioner(nn.Module):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train, print what was measured, return it."""
     args = parse(arguments(__doc__, steps=200, lr=3e-3), argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     model = Captioner(packs.document["token_width"])
 
     def loss_of(batch: Batch) -> torch.Tensor:

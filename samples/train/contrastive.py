@@ -22,9 +22,8 @@ import torch.nn.functional as F  # noqa: N812
 from batches import Batch
 from layers import Transformer, sines
 from torch import nn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
-from spacepatch.loader import PackDataset
 from spacepatch.masks import block_mask
 from spacepatch.pooling import segment_mean
 
@@ -95,7 +94,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = arguments(__doc__, steps=200, lr=2e-3)
     parser.add_argument("--loss", choices=tuple(LOSSES), default="clip")
     args = parse(parser, argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     pair_loss, scale, bias = LOSSES[args.loss]
     model = nn.ModuleDict(
         {"pictures": Pictures(packs.document["token_width"]), "captions": Captions()}

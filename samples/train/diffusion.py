@@ -23,7 +23,7 @@ import torch
 from batches import Batch
 from layers import Transformer, rotations
 from torch import nn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
 from spacepatch.loader import PackDataset
 from spacepatch.masks import block_mask
@@ -94,7 +94,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = arguments(__doc__, steps=300, lr=3e-3)
     parser.add_argument("--objective", choices=("flow", "ddpm", "edm"), default="flow")
     args = parse(parser, argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     model, data = DiT(packs.document["token_width"]), sigma_data(packs)
 
     def loss_of(batch: Batch) -> torch.Tensor:

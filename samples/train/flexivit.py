@@ -16,9 +16,8 @@ import torch
 from batches import Batch, batches_of, label_loss, words_of
 from layers import Transformer
 from torch import nn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
-from spacepatch.loader import PackDataset
 from spacepatch.masks import block_mask
 from spacepatch.pooling import segment_mean
 from spacepatch.positions import packed_table
@@ -71,7 +70,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = arguments(__doc__, steps=300, lr=3e-3)
     parser.add_argument("--label", default="sun", help="the column of the manifest to learn")
     args = parse(parser, argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     words, widths = words_of(packs, args.label), packs.document["token_widths"]
     model = FlexiViT(
         num_classes=len(words),

@@ -23,9 +23,8 @@ from layers import Transformer, sines
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
-from spacepatch.loader import PackDataset
 from spacepatch.masks import block_mask
 from spacepatch.pooling import segment_mean
 
@@ -111,7 +110,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--loss", choices=("wasserstein", "hinge"), default="wasserstein")
     parser.set_defaults(batch_size=8)
     args = parse(parser, argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     first, halo = packs[0], packs.document["settings"]["halo"]
     generator = Generator(first["grid_thw"][0].tolist(), int(first["patch"][0, 1]), halo)
     averaged = AveragedModel(generator, multi_avg_fn=get_ema_multi_avg_fn(AVERAGE))

@@ -18,9 +18,8 @@ import torch.nn.functional as F  # noqa: N812
 from batches import Batch
 from layers import Transformer, rotations, sines
 from torch import nn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
-from spacepatch.loader import PackDataset
 from spacepatch.masks import block_mask
 
 WIDTH, HEADS, VALUES = 64, 4, 256
@@ -66,7 +65,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = arguments(__doc__, steps=200, lr=3e-3)
     parser.add_argument("--reach", type=int, default=4, help="rows and columns that a pixel sees")
     args = parse(parser, argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     model = ImageTransformer(packs.document["token_width"], args.reach)
 
     def loss_of(batch: Batch) -> torch.Tensor:

@@ -16,9 +16,9 @@ import torch
 from batches import Batch, shuffled
 from layers import Transformer, sines
 from torch import nn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
-from spacepatch.loader import PackDataset, PackLoader, visible_packs
+from spacepatch.loader import PackLoader, visible_packs
 from spacepatch.masks import block_mask
 
 
@@ -57,7 +57,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.set_defaults(batch_size=None)  # as many packs as fill a sequence of the encoder
     parser.add_argument("--mask", default="random:0.75", help="random:RATE or tube:RATE")
     args = parse(parser, argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     model = MAE(packs.document["token_width"])
     kind, rate = args.mask.split(":")
 

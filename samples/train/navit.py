@@ -15,9 +15,8 @@ import torch
 from batches import Batch, label_loss, words_of
 from layers import Transformer
 from torch import nn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
-from spacepatch.loader import PackDataset
 from spacepatch.masks import block_mask
 from spacepatch.pooling import segment_mean
 from spacepatch.positions import factorized_embedding
@@ -51,7 +50,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser = arguments(__doc__, steps=300, lr=3e-3)
     parser.add_argument("--label", default="sun", help="the column of the manifest to learn")
     args = parse(parser, argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     words = words_of(packs, args.label)
     model = NaViT(packs.document["token_width"], num_classes=len(words))
     loss_of = label_loss(model, packs, args.label, words)

@@ -23,6 +23,12 @@ def arguments(recipe: str | None, *, steps: int, lr: float = 1e-3) -> argparse.A
     """The arguments of every recipe, described by the first line of its docstring."""
     parser = argparse.ArgumentParser(description=(recipe or "").partition("\n")[0])
     parser.add_argument("shards", type=Path, help="folder that spacepatch tokenize wrote")
+    parser.add_argument(
+        "--source-root",
+        action="append",
+        metavar="[N=]PLACE",
+        help="with shards of --store refs: where the sources lie, of the N-th SOURCE or of all",
+    )
     parser.add_argument("--steps", type=int, default=steps)
     parser.add_argument("--batch-size", type=int, default=4, help="packs a step")
     parser.add_argument("--lr", type=float, default=lr)
@@ -37,6 +43,11 @@ def parse(parser: argparse.ArgumentParser, argv: Sequence[str] | None) -> argpar
     args = parser.parse_args(argv)
     torch.manual_seed(args.seed)
     return args
+
+
+def packs_of(args: argparse.Namespace) -> PackDataset:
+    """The packs of the shards, stored or decoded as they are loaded."""
+    return PackDataset(args.shards, seed=args.seed, source_root=args.source_root)
 
 
 def train(

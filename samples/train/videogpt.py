@@ -17,7 +17,7 @@ import torch.nn.functional as F  # noqa: N812
 from batches import Batch
 from layers import Transformer, rotations, sines
 from torch import nn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
 from spacepatch.loader import PackDataset
 from spacepatch.masks import block_mask
@@ -49,7 +49,7 @@ class VideoGPT(nn.Module):
 def main(argv: list[str] | None = None) -> dict[str, float]:
     """Train, print what was measured, return it."""
     args = parse(arguments(__doc__, steps=200, lr=3e-3), argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     codebook_size = packs.document["encoder"]["codebook_size"]
     model = VideoGPT(codebook_size)
 

@@ -16,9 +16,8 @@ import torch.nn.functional as F  # noqa: N812
 from batches import Batch, label_loss, words_of
 from layers import Transformer, sines
 from torch import nn
-from training import arguments, parse, train
+from training import arguments, packs_of, parse, train
 
-from spacepatch.loader import PackDataset
 from spacepatch.masks import block_mask
 from spacepatch.pooling import segment_mean
 
@@ -88,7 +87,7 @@ def main(argv: list[str] | None = None) -> dict[str, float]:
     parser.add_argument("--label", default="sun", help="the column of the manifest to learn")
     parser.add_argument("--window", type=int, default=2, help="frames to either side")
     args = parse(parser, argv)
-    packs = PackDataset(args.shards, seed=args.seed)
+    packs = packs_of(args)
     words = words_of(packs, args.label)
     model = VTN(packs.document["token_width"], num_classes=len(words), window=args.window)
     loss_of = label_loss(model, packs, args.label, words)
