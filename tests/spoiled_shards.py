@@ -199,6 +199,20 @@ def flip_token(shard: Shard) -> None:
     flip_byte(shard.tar, info.offset_data + len(content) - 1)
 
 
+def other_checksum(refs: Path, out: Path) -> tuple[Path, dict[str, Any]]:
+    """A copy in which the checksum of a segment is that of other tokens, and its row."""
+    shard = Shard.of(shutil.copytree(refs, out))
+    changed: list[dict[str, Any]] = []
+
+    def change(own: list[dict[str, Any]]) -> None:
+        own[1]["tokens_crc32c"] ^= 1
+        changed.append(own[1])
+
+    shard.edit_rows(change)
+    shard.seal()
+    return out, changed[0]
+
+
 def unfinish(folder: Path) -> None:
     for name in ("dataset.json", "segments.parquet", "sources.parquet", "losses.parquet"):
         (folder / name).unlink()

@@ -17,7 +17,7 @@ from conftest import SpacepatchCli
 from encoded_runs import codec
 from json_schemas import faults_of
 from small_runs import rows, run
-from spoiled_shards import Shard
+from spoiled_shards import other_checksum
 from stored_segments import digests, segments_of
 
 from spacepatch.config import load_config
@@ -288,25 +288,10 @@ def test_sources_that_are_gone_or_changed_are_losses(
     assert digests(tmp_path / "a") == digests(tokens)
 
 
-def spoiled(refs: Path, out: Path) -> tuple[Path, dict[str, Any]]:
-    """A copy in which the checksum of a segment is that of other tokens, and its row."""
-    shard = Shard.of(shutil.copytree(refs, out))
-    changed: list[dict[str, Any]] = []
-
-    def change(own: list[dict[str, Any]]) -> None:
-        own[1]["tokens_crc32c"] ^= 1
-        changed.append(own[1])
-
-    shard.edit_rows(change)
-    shard.seal()
-    assert verify(out) == []
-    return out, changed[0]
-
-
 def test_other_tokens_than_the_checksum_says(
     checked: Path, videos: Path, tokens: Path, tmp_path: Path
 ) -> None:
-    refs, row = spoiled(checked, tmp_path / "spoiled")
+    refs, row = other_checksum(checked, tmp_path / "spoiled")
     words = f"{row['source']}: segment {row['segment_id']}: gives other tokens .*--on-mismatch warn"
     for _ in range(2):  # the next start finds it as well
         with pytest.raises(SegmentError, match=words) as error:
@@ -371,7 +356,7 @@ def test_of_what_to_do_about_other_tokens_there_are_two_words() -> None:
 def test_the_command_says_what_it_made_and_lost(
     spacepatch_cli: SpacepatchCli, checked: Path, videos: Path, tmp_path: Path
 ) -> None:
-    refs, row = spoiled(checked, tmp_path / "spoiled")
+    refs, row = other_checksum(checked, tmp_path / "spoiled")
     words = ("convert", refs, "--store", "tokens", "--source-root", f"0={videos}")
     wrong = spacepatch_cli(*words, "--out", tmp_path / "a")
     assert (wrong.returncode, wrong.stdout) == (1, "")

@@ -119,8 +119,7 @@ class Packs(TokenValues):
         self.padded, self.seed = padded, seed
         self.document = read_dataset(self.folder)
         self.pack_length = self.padded_length = self.document["pack_length"]
-        # Not every dataset says so.
-        pixels = self.document.get("pixels")
+        pixels = self.document.get("pixels")  # not every dataset says so
         self.pixel_length = pixels["pack_length"] if pixels else 0
         self._decoding = Decoding(**decoding)
         varying = varying_of(self.document, self._decoding, seed=seed)
