@@ -12,6 +12,7 @@ from spacepatch.cli.options import Dataset, Json, NewShards, Overwrite
 from spacepatch.cli.saying import say
 from spacepatch.config import RunConfig
 from spacepatch.errors import ConfigError
+from spacepatch.wording import counted
 
 EXAMPLE = "Example:  spacepatch convert shards/ --to 't p q c' --out shards-tpqc/"
 
@@ -117,9 +118,7 @@ def command(
         return
     display.show_summary(out, summary, as_json=json)
     if summary.other_tokens and not json:
-        say(
-            f"note: {summary.other_tokens:,} segments have other tokens than their checksums said",
-            err=True,
-        )
+        others = counted(summary.other_tokens, "segment")
+        say(f"note: {others} with other tokens than the checksum said", err=True)
     if summary.lost_sources:
         raise typer.Exit(LOST_SOURCES)
