@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from tests.benchmarks import clips as making
-from tests.benchmarks import contenders, growth, packing, plans, speed, table
+from tests.benchmarks import codecs, contenders, growth, packing, plans, speed, stores, table
 from tests.benchmarks.children import Run, run
 from tests.benchmarks.results import Figure, conclude
 
@@ -32,6 +32,7 @@ TINY = making.Recipe(
 
 
 SOURCE = "square_320x320.mp4"
+LOSSY = "compressed:42"
 
 
 @pytest.fixture(scope="module")
@@ -258,3 +259,25 @@ def test_a_simulated_plan_has_every_step_and_every_source(tmp_path: Path) -> Non
     figures = plans.grown([10, 100], [found, found])
     (growth,) = (one for one in figures if one.measure.startswith("growth"))
     assert growth.each == [pytest.approx(0.1)]
+
+
+# --- stores and codecs ---------------------------------------------------------------------------
+
+
+def test_every_store_is_written_and_loaded_and_codecs_bring_back_what_they_got(
+    sample_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clips = [sample_clips / "still_picture_400x300.png", sample_clips / "square_320x320.mp4"]
+    monkeypatch.setattr(stores, "STORES", {name: stores.STORES[name] for name in ("tokens", LOSSY)})
+    figures, runs, found = stores.measure(clips, tmp_path / "out", 1)
+    assert {len(made) for one in runs.values() for made in one.values()} == {1}
+    assert found["tokens"]["tokens"] == found[LOSSY]["tokens"] > 0
+    assert found["tokens"]["bytes"] > 10 * found[LOSSY]["bytes"]
+    assert all(min(figure.each) > 0 for figure in figures)
+    segments = list(codecs.segments_of(tmp_path / "out" / "0", 200_000))
+    assert len(segments) == len(clips)
+    exact = [one for one in codecs.contenders() if "zstd 1" in one[0] or "RGB" in one[0]]
+    monkeypatch.setattr(codecs, "contenders", lambda: iter(exact))
+    measured = codecs.measure(segments)
+    assert len(measured) == 4 * len(exact)
+    assert all(min(figure.each) > 0 for figure in measured)

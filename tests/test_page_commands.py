@@ -80,6 +80,7 @@ def place(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             "convert shards --to 't p q c' --out shards-tpqc",
             "fit videos/ --out codec.safetensors --channels 4 --codebook 16 --sample-blocks 2000",
             "tokenize videos/ --out codes --encoder linear:codec.safetensors",
+            "tokenize videos/ --out refs --store refs --fps 2 --multiple 2",
         ):
             done = invoke(["spacepatch", *shlex.split(text)])
             assert done.exit_code == 0, (done.stderr, done.exception)

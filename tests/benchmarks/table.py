@@ -17,6 +17,8 @@ PARTS = {
     "growth": "Growth and memory",
     "packing": "Packing",
     "plans": "Plans",
+    "stores": "Stores",
+    "codecs": "Codecs",
 }
 """From a file's name to its heading."""
 BEGIN = "<!-- Written by `make bench`; do not edit. -->"
