@@ -28,8 +28,8 @@ STORES = {
     "tokens": [],
     "refs": ["--store", "refs"],
     "refs --checked": ["--store", "refs", "--checked"],
-    # C    "compressed": ["--store", "compressed"],
-    # C    "compressed:42": ["--store", "compressed:42"],
+    "compressed": ["--store", "compressed"],
+    "compressed:42": ["--store", "compressed:42"],
 }
 PASSES = 3
 NUM_CLIPS = 20
