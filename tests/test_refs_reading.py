@@ -282,3 +282,19 @@ def test_the_command_counts_what_it_cannot_compare(
     assert done.returncode == 1
     assert f"{number} in both, 0 of them with other tokens" in done.stdout
     assert f"  not compared: {number} without a checksum (references)\n" in done.stdout
+
+
+# --- compressed --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("store", "is_exact"), [("compressed", True), ("compressed:35", False)])
+def test_compressed_tokens_are_near_enough_to_their_sources(
+    videos: Path, tmp_path: Path, store: str, is_exact: bool
+) -> None:
+    folder = made(videos, tmp_path / "a", store=store, halo=2)
+    found = decoded(folder, videos)
+    assert found.problems == []
+    assert found.num_sound == len(found.segments)
+    assert (found.num_same == len(found.segments)) == is_exact
+    assert found.psnr is not None
+    assert found.psnr >= 35

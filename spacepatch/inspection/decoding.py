@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from spacepatch.config import RunConfig
+from spacepatch.config.stores import floor_of
 from spacepatch.data import ClipSpec
 from spacepatch.environment import environment
 from spacepatch.errors import ConfigError, ShardError
@@ -194,10 +195,12 @@ def _allowances(plan: Plan) -> tuple[float, float]:
     """How far from what is stored a segment that is made again may be (see `Compared.apart`), and
     its pixel tokens beside those of an encoder; 0: equal to the bit."""
     facts, kind = plan.encoder, _kind_of(plan)
+    floor = floor_of(str(plan.settings.get("store", "")))
+    lossy = 0.0 if floor is None else 10 ** (-floor / 20)  # what it may cost to compress them
     if _changed_versions(plan):
-        return DRIFT[kind], DRIFT["pixels"]
+        return DRIFT[kind] + lossy, DRIFT["pixels"]
     if facts is None or facts.name.startswith("linear:"):
-        return 0.0, 0.0  # exact on every machine
+        return lossy, 0.0  # exact on every machine
     return (DRIFT_OF_SUMS if facts.dtype == "float32" else DRIFT[kind]), 0.0
 
 

@@ -16,7 +16,7 @@ from spacepatch.config.stores import floor_of
 from spacepatch.data import ClipSpec, Task
 from spacepatch.environment import environment
 from spacepatch.errors import ConfigError
-from spacepatch.limits import most_open_files
+from spacepatch.limits import available_cores, most_open_files
 from spacepatch.packers import NEEDS_SCIPY, check_packer
 from spacepatch.pipeline.finishing import RunSummary
 from spacepatch.pipeline.placement import Lengths, Placement
@@ -294,6 +294,7 @@ def _write_task(folder: Path, out: Path, plan: Plan, task: Task, stored: _Stored
             losses=stored.lost(plan, task),
             observed=stored.seen(plan, task),
             unbalanced=placed.unbalanced,
+            threads=available_cores(),
         )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 from spacepatch.config import RunConfig, fingerprint
 from spacepatch.data import Task
 from spacepatch.errors import ConfigError, ResumeError, ShardError
+from spacepatch.limits import available_cores
 from spacepatch.pipeline.encoded import channel_sums
 from spacepatch.pipeline.finishing import (
     RunSummary,
@@ -153,12 +154,15 @@ def write_again(
     task: Task,
     receipt: ShardReceipt,
     packs: Sequence[Sequence[SegmentContent]],
+    *,
+    threads: int | None = None,
     **changed: Any,
 ) -> None:
     """Write a shard in another form, and its receipt: the same packs in the same order.
 
     Args:
         receipt: of the shard that the packs are of.
+        threads: that compress tokens; None: as many as there are cores.
         changed: of its fields, besides those that hang on the form.
     """
     stem = shard_stem(plan.name, task.split, task.number)
@@ -166,7 +170,12 @@ def write_again(
     checksums: list[int] = []
     if packs:
         files, checksums = write_shard(
-            out, stem=stem, number=task.number, packs=packs, layout=plan.layout
+            out,
+            stem=stem,
+            number=task.number,
+            packs=packs,
+            layout=plan.layout,
+            threads=threads or available_cores(),
         )
     made = replace(
         receipt,

@@ -60,8 +60,7 @@ def reference_of(row: dict[str, Any], width: int, token_dtype: str) -> SegmentCo
         row: of segments.parquet.
         width: of its tokens.
     """
-    # How far stored tokens are from the exact ones is nothing of those that are made again.
-    row = row | {"extra": json.loads(row["extra"]), "psnr": None}
+    row = row | {"extra": json.loads(row["extra"])}
     none = np.empty((0, width), storage_of(token_dtype))
     return SegmentContent(row, none, np.empty(0, np.uint32))
 

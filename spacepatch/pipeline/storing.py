@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from spacepatch.config import RunConfig, load_config
 from spacepatch.config.stores import floor_of
 from spacepatch.data import Task
 from spacepatch.errors import ConfigError
+from spacepatch.limits import available_cores
 from spacepatch.pipeline.finishing import RunSummary
 from spacepatch.pipeline.plan import Plan
 from spacepatch.pipeline.planfile import StoredPlan
@@ -55,12 +55,14 @@ def change_store(
             f"--source-root: nothing is decoded on the way from store {_store_of(before)} to "
             f"{config.store}: leave it out"
         )
+    threads = restoring.config.workers or available_cores()
 
     def write_tasks(_: StoredPlan, plan: Plan, tasks: Sequence[Task]) -> Iterable[object]:
         for task in tasks:
             stem = shard_stem(before.name, task.split, task.number)
             receipt = receipt_of(folder, before, task)
-            write_again(out, plan, task, receipt, _packs(folder, stem, receipt, config))
+            packs = _packs(folder, stem, receipt, config)
+            write_again(out, plan, task, receipt, packs, threads=threads)
             yield task
 
     def is_outdated(plan: Plan, task: Task) -> bool:
@@ -101,7 +103,4 @@ def _packs(
     """Of a shard, as they are written now."""
     if config.store == "refs":
         return list(read_references(folder, stem, receipt))
-    return [
-        [replace(content, row=content.row | {"psnr": None}) for content in pack]
-        for pack in read_packs(folder, stem, receipt)
-    ]
+    return list(read_packs(folder, stem, receipt))
