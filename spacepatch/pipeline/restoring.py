@@ -130,9 +130,8 @@ def _check_roots(folder: Path, before: Plan, places: SourceRoots) -> None:
     """Raise a `ConfigError` where nobody said where the sources lie."""
     store = before.settings["store"]
     holds = "holds references" if store == "refs" else f"store {store} holds no exact tokens"
-    for source in {
-        before.sources[clip.source].source for task in before.tasks for clip in task.clips
-    }:
+    for clip in (clip for task in before.tasks for clip in task.clips):
+        source = before.sources[clip.source].source
         if source.source_root not in places:
             raise ConfigError(
                 f"{folder}: {holds}, so that tokens are made again: say where the sources of "
