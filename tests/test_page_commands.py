@@ -78,7 +78,6 @@ def place(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         for text in (
             "tokenize videos/ --out shards --fps 2 --multiple 2",
             "convert shards --to 't p q c' --out shards-tpqc",
-            "tokenize videos/ --store refs --out refs --fps 2 --multiple 2",
             "fit videos/ --out codec.safetensors --channels 4 --codebook 16 --sample-blocks 2000",
             "tokenize videos/ --out codes --encoder linear:codec.safetensors",
             "tokenize videos/ --out refs --store refs --fps 2 --multiple 2",
