@@ -16,35 +16,18 @@ import pytest
 from conftest import SpacepatchCli
 from encoded_runs import codec
 from json_schemas import faults_of
-from small_runs import rows, run
+from other_stores import CHECKED, made, restored
+from small_runs import rows
 from spoiled_shards import other_checksum
 from stored_segments import digests, segments_of
 
-from spacepatch.config import load_config
 from spacepatch.errors import ConfigError, ResumeError, SegmentError, ShardError
 from spacepatch.inspection import verify
 from spacepatch.loader import PackDataset
-from spacepatch.pipeline import Restoring, RunSummary, convert, repack
+from spacepatch.pipeline import Restoring, convert, repack
 from spacepatch.source_roots import ANY
 
 HERE = Path(__file__).parent
-SEVERAL = {"shard_size": "1MB", "pack_length": 512}
-"""Shards, with several packs each."""
-CHECKED = {"store": "refs", "checked": True}
-
-
-def made(sources: Path | list[Path], out: Path, **settings: Any) -> Path:
-    run(sources if isinstance(sources, list) else [sources], out, **(SEVERAL | settings))
-    return out
-
-
-def restored(
-    folder: Path, out: Path, root: Path, store: str = "tokens", **options: Any
-) -> RunSummary:
-    config = load_config({"workers": 2})
-    overwrite = options.pop("overwrite", False)
-    restoring = Restoring(roots={ANY: str(root)}, config=config, **options)
-    return convert(folder, out=out, store=store, restoring=restoring, overwrite=overwrite)
 
 
 @pytest.fixture(scope="module")
@@ -395,62 +378,3 @@ def test_a_setting_of_workers_is_for_what_decodes(
     )
     assert done.returncode == 2
     assert done.stderr == "error: workers is for --store: nothing else is decoded\n"
-
-
-# --- compressed tokens -------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("settings", [{}, {"drop": "random:0.5"}, {"split": "a=0.6,b=0.4"}])
-def test_exact_tokens_are_compressed_and_back_without_their_sources(
-    sample_clips: Path, tmp_path: Path, settings: dict[str, Any]
-) -> None:
-    made_so = {}
-    for name in ("tokens", "compressed", "compressed:40"):
-        made_so[name] = made(
-            sample_clips, tmp_path / name.replace(":", "-"), store=name, **settings
-        )
-    ways = [("tokens", "compressed"), ("tokens", "compressed:40"), ("compressed", "tokens")]
-    for before, after in [*ways, ("compressed", "compressed:40")]:
-        out = tmp_path / f"{before}-{after.replace(':', '-')}"
-        convert(made_so[before], out=out, store=after)
-        assert digests(out) == digests(made_so[after]), (before, after)
-
-
-@pytest.mark.parametrize("store", ["compressed", "compressed:40"])
-def test_compressed_tokens_become_references_and_come_back(
-    sample_clips: Path, tmp_path: Path, store: str
-) -> None:
-    before = made(sample_clips, tmp_path / "before", store=store)
-    checked = made(sample_clips, tmp_path / "checked", **CHECKED)
-    convert(before, out=tmp_path / "refs", store="refs")
-    assert digests(tmp_path / "refs") == digests(checked)
-    restored(tmp_path / "refs", tmp_path / "back", sample_clips, store)
-    assert digests(tmp_path / "back") == digests(before)
-
-
-def test_tokens_that_are_not_exact_are_made_of_their_sources(
-    sample_clips: Path, tokens: Path, videos: Path, tmp_path: Path
-) -> None:
-    lossy = made(videos, tmp_path / "lossy", store="compressed:40")
-    for wish in ("tokens", "compressed", "compressed:50"):
-        with pytest.raises(ConfigError, match=r"compressed:40 holds no exact tokens.*--source-r"):
-            convert(lossy, out=tmp_path / "x", store=wish)
-    restored(lossy, tmp_path / "back", videos)
-    assert digests(tmp_path / "back") == digests(tokens)
-    with pytest.raises(ConfigError, match="not exact, and stored once more"):
-        convert(lossy, out=tmp_path / "x", layout="t p q c")
-    with pytest.raises(ConfigError, match="each time they are stored"):
-        repack(lossy, out=tmp_path / "x", pack_length=768)
-
-
-def test_compressed_tokens_are_laid_out_and_packed_anew(videos: Path, tmp_path: Path) -> None:
-    before = made(videos, tmp_path / "before", store="compressed")
-    expected = made(videos, tmp_path / "expected", store="compressed", layout="t p q c")
-    convert(before, out=tmp_path / "laid", layout="t p q c")
-    assert digests(tmp_path / "laid") == digests(expected)
-    tokens = made(videos, tmp_path / "tokens")
-    repack(before, out=tmp_path / "a", pack_length=768)
-    repack(tokens, out=tmp_path / "b", pack_length=768)
-    assert verify(tmp_path / "a") == []
-    convert(tmp_path / "a", out=tmp_path / "c", store="tokens")
-    assert digests(tmp_path / "c") == digests(tmp_path / "b")
