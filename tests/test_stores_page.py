@@ -11,9 +11,12 @@ import pytest
 import torch
 from conftest import SpacepatchCli
 from small_runs import run
+from stored_segments import digests
 
+from spacepatch.errors import ConfigError
 from spacepatch.inspection import verify
 from spacepatch.loader import PackDataset
+from spacepatch.pipeline import Restoring, convert
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "refs.md"
 CLIPS = ("square_320x320.mp4", "landscape_640x360.mp4", "still_picture_400x300.png")
@@ -125,3 +128,23 @@ def test_bench_says_that_references_cost_nothing_to_measure(
     assert done.returncode == 2
     assert done.stderr.startswith("error: store refs decodes nothing")
     assert done.stderr.count("\n") == 1
+
+
+def test_references_of_ranges_in_a_manifest_become_the_tokens_of_these_ranges(
+    stores: dict[str, Path], tmp_path: Path
+) -> None:
+    lines = ["uri,start,end,label"]
+    lines += [f"{CLIPS[0]},0,0.5,one", f"{CLIPS[0]},0.5,1,two", f"{CLIPS[1]},0,1,three"]
+    manifest = stores["videos"] / "ranges.csv"
+    manifest.write_text("\n".join(lines))
+    run([str(manifest)], tmp_path / "tokens", pack_length=512)
+    run([str(manifest)], tmp_path / "refs", pack_length=512, store="refs")
+    with pytest.raises(ConfigError, match=r"SOURCE argument 0 lie \(.*--source-root 0=DIR"):
+        convert(tmp_path / "refs", out=tmp_path / "made", store="tokens")
+    restoring = Restoring(roots={0: str(manifest)})
+    convert(tmp_path / "refs", out=tmp_path / "made", store="tokens", restoring=restoring)
+    assert digests(tmp_path / "made") == digests(tmp_path / "tokens")
+    loaded = PackDataset(tmp_path / "refs", source_root=manifest)
+    for one, other in zip(loaded, PackDataset(tmp_path / "tokens"), strict=True):
+        assert torch.equal(one["tokens"], other["tokens"])
+        assert one["segments"][0]["extra"] == other["segments"][0]["extra"] != {}
