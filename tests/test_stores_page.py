@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from conftest import SpacepatchCli
 from small_runs import run
 from stored_segments import digests
 
-from spacepatch.errors import ConfigError
+from spacepatch.errors import ConfigError, ShardError
 from spacepatch.inspection import verify
 from spacepatch.loader import PackDataset
 from spacepatch.pipeline import Restoring, convert
@@ -105,10 +106,6 @@ def test_compressed_tokens_are_the_very_same_and_lossy_ones_above_their_floor(
 def test_a_damaged_compressed_member_is_found_by_verify_and_by_the_loader(
     stores: dict[str, Path], tmp_path: Path
 ) -> None:
-    import shutil
-
-    from spacepatch.errors import ShardError
-
     out = shutil.copytree(stores["compressed"], tmp_path / "out")
     (tar,) = out.glob("*.tar")
     index = np.load(next(out.glob("*.index.npy")))
@@ -131,11 +128,14 @@ def test_bench_says_that_references_cost_nothing_to_measure(
 
 
 def test_references_of_ranges_in_a_manifest_become_the_tokens_of_these_ranges(
-    stores: dict[str, Path], tmp_path: Path
+    sample_clips: Path, tmp_path: Path
 ) -> None:
+    (tmp_path / "videos").mkdir()
+    for name in CLIPS[:2]:
+        shutil.copy(sample_clips / name, tmp_path / "videos")
     lines = ["uri,start,end,label"]
     lines += [f"{CLIPS[0]},0,0.5,one", f"{CLIPS[0]},0.5,1,two", f"{CLIPS[1]},0,1,three"]
-    manifest = stores["videos"] / "ranges.csv"
+    manifest = tmp_path / "videos" / "ranges.csv"
     manifest.write_text("\n".join(lines))
     run([str(manifest)], tmp_path / "tokens", pack_length=512)
     run([str(manifest)], tmp_path / "refs", pack_length=512, store="refs")
