@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import shutil
 from collections import Counter
 from itertools import islice
 from pathlib import Path
@@ -129,11 +130,21 @@ def test_a_segment_is_the_same_in_any_worker_batch_and_order(
     for epoch in (0, 1):
         assert loader.epoch == epoch
         found |= by_epoch_and_segment(loader, epoch)
-    if packs.references is not None:
-        packs.references.close()
+    packs.references.close()
     assert found.keys() == by_hand.keys()
     for key, made in found.items():
         assert made == by_hand[key], key
+
+
+@pytest.mark.parametrize("kind", [PackDataset, PackStream])
+def test_what_is_expected_is_that_of_its_epoch_so_that_nothing_is_made_for_nobody(
+    opened, kind
+) -> None:
+    packs = opened(kind, vary=ALL)
+    loader = PackLoader(packs, batch_size=2)
+    loader.set_epoch(2)
+    assert len(list(loader)) > 4
+    assert packs.references._maker._groups == {}
 
 
 @pytest.mark.parametrize("kind", [PackDataset, PackStream])
@@ -249,6 +260,22 @@ def test_what_cannot_be_had_is_refused_with_the_way_out(opened, stored, refs) ->
     with pytest.raises(ValueError, match=r"visible_packs sizes its sequence .* vary"):
         visible_packs(opened(vary={"fps": "2"}), 0.75)
     assert opened(vary={}).is_varied is False
+
+
+@pytest.mark.parametrize("kind", [PackDataset, PackStream])
+def test_a_pack_without_sources_is_replaced_by_one_of_its_drawn_width(
+    refs, sample_clips, tmp_path, kind
+) -> None:
+    clips = shutil.copytree(sample_clips, tmp_path / "clips")
+    for name in ("landscape_640x360.mp4", "portrait_270x480.mp4", "ultrawide_960x270.mp4"):
+        (clips / name).unlink()
+    packs = kind(refs, source_root=clips, vary=ALL, seed=2, on_bad_source="skip")
+    loader = PackLoader(packs, batch_size=2)
+    for epoch in range(2):
+        assert loader.epoch == epoch
+        for batch in loader:
+            assert torch.is_tensor(batch["tokens"]), "packs of one width, which stack"
+    assert packs.num_bad_packs > 2
 
 
 def test_damaged_and_awkward_clips_make_fewer_tokens_and_no_error(
