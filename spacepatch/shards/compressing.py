@@ -61,7 +61,7 @@ def describe_codecs(
 ) -> dict[str, Any]:
     """What pack.json says besides, so that the tokens can be read of the pack alone."""
     return {
-        "codecs": [[one.codec, len(one.content)] for one in made],
+        "codec": [[one.codec, len(one.content)] for one in made],
         "token_layout": contents[0].row["layout"],
         "channels": layout.channels,
         "halo": layout.halo,
@@ -83,7 +83,7 @@ class CodecNotes:
     def of(cls, document: dict[str, Any], num_segments: int, where: str) -> CodecNotes:
         """Raises a ShardError where they are missing or absurd."""
         try:
-            codecs = [(str(name), int(size)) for name, size in document["codecs"]]
+            codecs = [(str(name), int(size)) for name, size in document["codec"]]
             notes = cls(
                 codecs,
                 str(document["token_layout"]),
