@@ -58,6 +58,16 @@ def test_the_example_of_the_page_on_refs_runs(
     assert tokens.shape[1:] == (2048, 1536)
 
 
+def test_a_folder_may_be_called_as_its_store(
+    sample_clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out = Path(f"compressed:{FLOOR}")  # no URL
+    run([str(sample_clips / CLIPS[2])], out, store=str(out))
+    assert verify(out) == []
+    assert len(PackDataset(out)) == 1
+
+
 def test_packs_are_the_same_in_every_store_and_every_store_is_clean(
     stores: dict[str, Path],
 ) -> None:

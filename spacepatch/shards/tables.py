@@ -335,7 +335,8 @@ def _reading(path: Path) -> Iterator[None]:
 def openable(path: Path) -> Any:
     """What pyarrow opens: a path on local disk, or an open file of an object store; errors of the
     store as of `Path.open`."""
-    return path.open("rb") if is_on_store(path) else path
+    # Absolute: of `run:2/plan.parquet` pyarrow would make a URL.
+    return path.open("rb") if is_on_store(path) else path.absolute()
 
 
 def read_arrow(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
