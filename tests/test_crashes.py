@@ -134,14 +134,14 @@ def assert_nothing_half_visible(out: Path) -> None:
     assert all("not finished" in problem.what for problem in problems), problems
 
 
-def test_killed_at_twenty_random_moments_it_resumes_to_the_same_bytes(
+def test_killed_at_random_moments_it_resumes_to_the_same_bytes(
     sample_clips: Path, untroubled: Path, tmp_path: Path
 ) -> None:
     start = time.monotonic()
     spacepatch(*command(sample_clips, tmp_path / "timing"))
     duration = time.monotonic() - start
     moments = random.Random(20)
-    for trial in range(20):
+    for trial in range(12):
         out = tmp_path / f"out{trial}"
         process = subprocess.Popen(
             [sys.executable, "-m", "spacepatch", *command(sample_clips, out)],
