@@ -256,3 +256,11 @@ def shards_of(tmp_path_factory: pytest.TempPathFactory) -> "ShardsOf":
         return made[lines]
 
     return shards
+
+
+@pytest.fixture(scope="module")
+def videos(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The sample clips that can be read, in a folder that may be moved."""
+    folder = tmp_path_factory.mktemp("videos") / "videos"
+    shutil.copytree(sample_clips, folder, ignore=shutil.ignore_patterns("broken*"))
+    return folder

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +12,6 @@ from stored_segments import digests
 from spacepatch.errors import ConfigError
 from spacepatch.inspection import verify
 from spacepatch.pipeline import convert, repack
-
-
-@pytest.fixture(scope="module")
-def videos(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of them can be read."""
-    folder = tmp_path_factory.mktemp("videos") / "videos"
-    shutil.copytree(sample_clips, folder, ignore=shutil.ignore_patterns("broken*"))
-    return folder
 
 
 @pytest.fixture(scope="module")

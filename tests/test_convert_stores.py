@@ -31,14 +31,6 @@ HERE = Path(__file__).parent
 
 
 @pytest.fixture(scope="module")
-def videos(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """All of them can be read."""
-    folder = tmp_path_factory.mktemp("videos") / "videos"
-    shutil.copytree(sample_clips, folder, ignore=shutil.ignore_patterns("broken*"))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def tokens(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(videos, tmp_path_factory.mktemp("tokens") / "a")
 

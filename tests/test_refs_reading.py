@@ -44,13 +44,6 @@ def decoded(folder: Path, root: Path | None, wanted: int = ALL, **options: Any) 
 
 
 @pytest.fixture(scope="module")
-def videos(sample_clips: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("videos") / "videos"
-    shutil.copytree(sample_clips, folder, ignore=shutil.ignore_patterns("broken*"))
-    return folder
-
-
-@pytest.fixture(scope="module")
 def tokens(videos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made(videos, tmp_path_factory.mktemp("tokens") / "a")
 
